@@ -1,0 +1,1 @@
+"""Starting services: settings → plan → engine → wait → diagnose."""

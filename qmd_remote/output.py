@@ -1,0 +1,126 @@
+"""The only module that prints.
+
+Data goes to stdout; progress, warnings and errors go to stderr. In JSON mode stdout gets exactly one envelope:
+
+    {"schema": 1, "command", "ok", "exit_code", "data",
+     "error": null | {"code", "message", "hint"}, "warnings": [{"message", "hint"}]}
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from qmd_remote.errors import Exit, QmdRemoteError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.status import Status
+
+SCHEMA = 1
+
+
+class Output:
+    """What one command has to say, in the mode the user asked for."""
+
+    def __init__(self, command: str, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.command = command
+        self.as_json = as_json
+        self.quiet = quiet
+        self.warnings: list[dict[str, str]] = []
+        self._status: Status | None = None
+
+    def _console(self, *, stderr: bool) -> Console:
+        from rich.console import Console
+
+        # soft_wrap at print time keeps commands and paths whole when they are piped or copied
+        return Console(stderr=stderr, highlight=False)
+
+    def show(self, what: RenderableType) -> None:
+        """Show data (stdout) to a person; JSON mode shows data in the envelope instead."""
+        if not self.as_json:
+            self._console(stderr=False).print(what, soft_wrap=isinstance(what, str))
+
+    def raw(self, text: str) -> None:
+        """Write text to stdout as it is: a log, a file, a diff."""
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """Tell a person what is going on (stderr)."""
+        if not (self.as_json or self.quiet):
+            self._console(stderr=True).print(text, soft_wrap=True)
+
+    def warn(self, message: str, hint: str = "") -> None:
+        """Say what is not as it should be, without failing."""
+        self.warnings.append({"message": message, "hint": hint})
+        if not self.as_json:
+            console = self._console(stderr=True)
+            console.print(f"[yellow]warning:[/] {_escape(message)}", soft_wrap=True)
+            if hint:
+                console.print(f"  {_escape(hint)}", soft_wrap=True)
+
+    @contextmanager
+    def progress(self, first: str) -> Iterator[None]:
+        """A live line on a terminal, plain lines elsewhere, until the block ends; `phase` changes it."""
+        if self.as_json or self.quiet:
+            yield
+            return
+        console = self._console(stderr=True)
+        if not console.is_terminal:
+            self.note(first)
+            yield
+            return
+        with console.status(_escape(first)) as status:
+            self._status = status
+            try:
+                yield
+            finally:
+                self._status = None
+
+    def phase(self, text: str, *, detail: str = "") -> None:
+        """Name what a long wait is doing now. `detail` (a percentage, say) is shown on terminals only."""
+        if self._status is not None:
+            self._status.update(_escape(f"{text} {detail}".rstrip()))
+        elif not detail:
+            self.note(_escape(text))
+
+    def finish(self, data: Mapping[str, Any], *, exit_code: int = Exit.OK) -> int:
+        """End a command that did its work: the envelope in JSON mode. Returns the exit code."""
+        if self.as_json:
+            self._envelope(data, None, exit_code)
+        return int(exit_code)
+
+    def fail(self, error: QmdRemoteError, data: Mapping[str, Any] | None = None) -> int:
+        """End a command with an error: what and why, then the next command. Returns the exit code."""
+        if self.as_json:
+            self._envelope(data or {}, error.as_dict(), error.exit_code)
+        else:
+            console = self._console(stderr=True)
+            console.print(f"[bold red]error:[/] {_escape(error.message)}", soft_wrap=True)
+            if error.hint:
+                console.print(f"  {_escape(error.hint)}", soft_wrap=True)
+        return int(error.exit_code)
+
+    def _envelope(self, data: Mapping[str, Any], error: Mapping[str, Any] | None, exit_code: int) -> None:
+        envelope = {
+            "schema": SCHEMA,
+            "command": self.command,
+            "ok": error is None and exit_code == Exit.OK,
+            "exit_code": int(exit_code),
+            "data": data,
+            "error": error,
+            "warnings": self.warnings,
+        }
+        sys.stdout.write(json.dumps(envelope, ensure_ascii=False, default=str) + "\n")
+        sys.stdout.flush()
+
+
+def _escape(text: str) -> str:
+    """Square brackets in messages are text, not rich's markup."""
+    from rich.markup import escape
+
+    return escape(text)

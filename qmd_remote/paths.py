@@ -1,0 +1,57 @@
+"""Where things lie: our own state, logs and cache, and QMD's configuration file.
+
+`QMD_REMOTE_HOME` moves everything of ours into one folder; tests and several installs side by side use it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import platformdirs
+
+APP = "qmd-remote"
+
+
+def _ours(kind: str, default: str, env: Mapping[str, str]) -> Path:
+    home = env.get("QMD_REMOTE_HOME")
+    return Path(home).expanduser() / kind if home else Path(default)
+
+
+def run_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """Locks, and one record per running service."""
+    return _ours("run", platformdirs.user_state_dir(APP), env)
+
+
+def log_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """One log file per service, and the one before it."""
+    return _ours("log", platformdirs.user_log_dir(APP), env)
+
+
+def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """What can be made again: converted models."""
+    return _ours("cache", platformdirs.user_cache_dir(APP), env)
+
+
+def log_file(service: str, env: Mapping[str, str] = os.environ) -> Path:
+    """The log of one service ("embed", "generation")."""
+    return log_dir(env) / f"{service}.log"
+
+
+def make_private(folder: Path) -> Path:
+    """Create `folder`, readable by its owner alone, and return it."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def qmd_config_file(index: str = "index", env: Mapping[str, str] = os.environ) -> Path:
+    """QMD's configuration file by QMD's own rule.
+
+    `$QMD_CONFIG_DIR/<index>.yml`, else `$XDG_CONFIG_HOME/qmd/<index>.yml`, else `~/.config/qmd/<index>.yml`,
+    on every system (QMD does not follow macOS' conventions).
+    """
+    if folder := env.get("QMD_CONFIG_DIR"):
+        return Path(folder).expanduser() / f"{index}.yml"
+    base = Path(env["XDG_CONFIG_HOME"]) if env.get("XDG_CONFIG_HOME") else Path.home() / ".config"
+    return base / "qmd" / f"{index}.yml"

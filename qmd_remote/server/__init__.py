@@ -1,0 +1,1 @@
+"""The embed/rerank server: HTTP → auth → schema → prompts → scheduler → model → response."""
