@@ -13,6 +13,7 @@ QmdRemoteError                    what happened, why, and the next command to ty
 │   └── HubUnreachable            the model hub does not answer and nothing is cached
 ├── WaitEnded             exit 6  a wait met its stall limit or its hard cap
 ├── ServiceFailed         exit 1  a service crashed, or answers wrongly
+├── Interrupted         exit 130  the user said stop
 └── ApiError                      an HTTP answer in OpenAI's error shape
     ├── BadRequest        400     a field is wrong; `param` names it
     ├── Unauthorized      401     no key, or a wrong one
@@ -147,6 +148,13 @@ class ServiceFailed(QmdRemoteError):
     """A service crashed, or answers wrongly."""
 
     code = "service.failed"
+
+
+class Interrupted(QmdRemoteError):
+    """The user said stop."""
+
+    code = "interrupted"
+    exit_code = Exit.INTERRUPTED
 
 
 class ApiError(QmdRemoteError):

@@ -1,0 +1,52 @@
+"""Log lines → named phases. Pure; the signatures are those of transformers 5.23 and vLLM 0.11 to 0.32."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a starting service is doing; `percent` 0-100 when the log tells."""
+
+    name: str
+    percent: int | None = None
+
+    @property
+    def detail(self) -> str:
+        """The percentage for a live display, or nothing."""
+        return "" if self.percent is None else f"{self.percent} %"
+
+
+_SIGNATURES: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("downloading the model", re.compile(r"(?:Fetching \d+ files|Downloading.*|\.safetensors):\s+(\d+)%")),
+    (
+        "loading the weights",
+        re.compile(r"Loading (?:safetensors checkpoint shards|weights|checkpoint shards):\s+(\d+)%"),
+    ),
+    ("dequantising the weights", re.compile(r"Converting and de-quantizing GGUF tensors\W*\s+(\d+)%")),
+    ("capturing CUDA graphs", re.compile(r"Capturing CUDA graphs.*?(\d+)%")),
+    ("compiling", re.compile(r"Dynamo bytecode transform time|torch\.compile takes|Directly load the compiled graph")),
+    ("sizing the KV cache", re.compile(r"GPU KV cache size")),
+    ("starting", re.compile(r"vLLM API server version|non-default args|Started server process|engine .*started")),
+    ("", re.compile(r"^phase: (?P<name>[a-z ]+)$")),
+)
+
+
+def of_line(line: str) -> Phase | None:
+    """The phase a log line announces, if any."""
+    for name, pattern in _SIGNATURES:
+        if match := pattern.search(line.strip()):
+            if "name" in pattern.groupindex:
+                return Phase(match["name"])
+            return Phase(name, int(match[1]) if match.lastindex else None)
+    return None
+
+
+def latest(log: str) -> Phase | None:
+    """The last phase a log announces. Progress bars rewrite their line with carriage returns."""
+    for line in reversed(re.split(r"[\r\n]+", log)):
+        if phase := of_line(line):
+            return phase
+    return None

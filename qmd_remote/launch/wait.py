@@ -1,0 +1,123 @@
+"""Waiting for a service: HTTP readiness, named phases, an end as soon as it fails, and a limit on standing still."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+
+from qmd_remote.errors import WaitEnded
+from qmd_remote.launch import diagnose, phases
+from qmd_remote.launch.phases import Phase
+
+POLL_S = 0.15
+
+
+class Process(Protocol):
+    """The part of a process that a wait needs: its exit code, or None while it runs."""
+
+    def poll(self) -> int | None:
+        """The exit code, or None."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`stall_s` without progress ends a wait, and so does `total_s` in all."""
+
+    stall_s: float
+    total_s: float
+
+
+@dataclass(frozen=True)
+class Waited:
+    """How a health check went: ready or not, and what the service says it is doing."""
+
+    ready: bool
+    phase: Phase | None
+
+
+def until_ready(
+    service: str,
+    url: str,
+    process: Process,
+    *,
+    log_file: Path,
+    limits: Limits,
+    on_phase: Callable[[Phase], None],
+    clock: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], None] = time.sleep,
+) -> float:
+    """Wait until `url`/health answers 200; returns the seconds it took.
+
+    Raises ServiceFailed as soon as the process ends, with the cause from its log, and WaitEnded at a limit. Progress
+    is a new phase, a new percentage or a longer log.
+    """
+    started = last_change = clock()
+    seen: tuple[Phase | None, int] | None = None
+    with httpx.Client(trust_env=False, timeout=2) as client:
+        while True:
+            code = process.poll()
+            if code is not None:
+                raise diagnose.to_error(service, read_tail(log_file), f"ended with exit code {code}", _see(log_file))
+            waited = ask(client, url)
+            if waited.ready:
+                return clock() - started
+            text = read_tail(log_file)
+            phase = waited.phase or phases.latest(text) or Phase("starting")
+            now = clock()
+            state = (phase, log_file.stat().st_size if log_file.exists() else 0)
+            if state != seen:
+                if seen is None or phase != seen[0]:
+                    on_phase(phase)
+                seen, last_change = state, now
+            _check_limits(service, phase, limits, total=now - started, still=now - last_change, log_file=log_file)
+            pause(POLL_S)
+
+
+def ask(client: httpx.Client, url: str) -> Waited:
+    """One health check. Our own server tells its phase while it answers 503."""
+    try:
+        response = client.get(f"{url}/health")
+    except httpx.HTTPError:
+        return Waited(False, None)
+    if response.status_code == httpx.codes.OK:
+        return Waited(True, None)
+    try:
+        body = response.json()
+        name, progress = body["phase"], body.get("progress")
+        return Waited(False, Phase(str(name), None if progress is None else round(100 * float(progress))))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Waited(False, None)
+
+
+def read_tail(log_file: Path, size: int = 65536) -> str:
+    """The end of a log file; empty when there is none."""
+    try:
+        with log_file.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - size))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _check_limits(service: str, phase: Phase, limits: Limits, *, total: float, still: float, log_file: Path) -> None:
+    if still > limits.stall_s:
+        raise WaitEnded(
+            f"{service} made no progress for {still:.0f} s while {phase.name}",
+            hint=f"{_see(log_file)}; a slower machine may need QMD_REMOTE_STALL_LIMIT_S={round(limits.stall_s) * 3}",
+            code="wait.stalled",
+        )
+    if total > limits.total_s:
+        raise WaitEnded(
+            f"{service} was not ready after {total:.0f} s; it was still {phase.name}",
+            hint=f"{_see(log_file)}; to wait longer: QMD_REMOTE_START_LIMIT_S={round(limits.total_s) * 3}",
+            code="wait.limit",
+        )
+
+
+def _see(log_file: Path) -> str:
+    return f"the full log is {log_file}"

@@ -1,0 +1,92 @@
+"""The application: settings → engine, routes, key, error shape.
+
+Also served by `uvicorn --factory qmd_remote.server.app:create_app`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from anyio import to_thread
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from qmd_remote import __version__
+from qmd_remote import settings as settings_module
+from qmd_remote.errors import ApiError, NotFound
+from qmd_remote.server.auth import KeyAuth
+from qmd_remote.server.engine import Engine
+from qmd_remote.server.responses import error_response
+from qmd_remote.server.routes import router
+from qmd_remote.settings import Settings
+
+CLIENT_CLOSED_REQUEST = 499
+
+
+def create_app(settings: Settings | None = None, *, engine: Engine | None = None) -> FastAPI:
+    """The embed/rerank server. Its models start to load when it starts to serve; `app.state.engine` holds them.
+
+    `settings` default to the environment's. Raises ConfigError or UsageError for settings that are wrong.
+    """
+    settings = settings_module.resolve() if settings is None else settings
+    app = FastAPI(
+        title="qmd-remote",
+        summary="Embeddings and reranking for QMD.",
+        version=__version__,
+        redoc_url=None,
+        lifespan=_lifespan,
+    )
+    app.state.settings = settings
+    app.state.engine = Engine(settings) if engine is None else engine
+    app.include_router(router)
+    app.add_middleware(KeyAuth, key=settings.key)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _hung_up)
+    app.add_exception_handler(Exception, _bug)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    app.state.created = int(time.time())
+    app.state.started = time.monotonic()
+    app.state.engine.start()
+    yield
+    await to_thread.run_sync(app.state.engine.close)
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return error_response(NotFound(f"there is no {request.url.path} here: this server has {_paths(request.app)}"))
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        problem = ApiError(f"{request.url.path} takes {allowed}, not {request.method}", code="method_not_allowed")
+    else:
+        problem = ApiError(error.detail, code="http_error")
+    problem.status = error.status_code
+    problem.type = "invalid_request_error"
+    return error_response(problem, error.headers)
+
+
+def _paths(app: FastAPI) -> str:
+    return ", ".join(f"{method.upper()} {path}" for path, item in app.openapi()["paths"].items() for method in item)
+
+
+async def _hung_up(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    # The server logs the traceback; it could hold texts of users, so that the client sees none of it.
+    return error_response(ApiError("the server failed on this request: its log tells why"))

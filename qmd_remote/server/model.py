@@ -1,0 +1,68 @@
+"""The three-step model contract: prepare (tokenise) → run (forward) → finish (numbers).
+
+Everything above it (policy, scheduler, engine) knows models only through this contract, and the contract knows
+nothing of HTTP, queues or threads. Its steps are kept apart because they want different places: `prepare` any CPU
+thread, `run` the one thread that owns the device, `finish` whichever thread waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Input = TypeVar("Input", contravariant=True)
+Float32 = NDArray[np.float32]
+Row = Mapping[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One tokenised input: `row` maps a feature's name to its int64 values, each of shape [length], length ≥ 1."""
+
+    row: Row
+    length: int
+
+
+class Model(Protocol[Input]):
+    """What the scheduler needs of a model. Implementations choose what an input is: a text, a pair of texts."""
+
+    def prepare(self, inputs: Sequence[Input]) -> list[Prepared]:
+        """Tokenise, truncated to the model's length: one result per input, in order. Safe in any thread."""
+        ...
+
+    def run(self, batch: Sequence[Prepared]) -> Any:
+        """Run one forward pass; the result stays on the device. Only the model thread calls it."""
+        ...
+
+    def finish(self, output: Any) -> Float32:
+        """Bring what `run` returned to the host: float32 [len(batch), width], not checked for NaN."""
+        ...
+
+    def widen(self) -> bool:
+        """Continue in float32 for good. False if that is what the model computes in already."""
+        ...
+
+    def free(self) -> None:
+        """Give back device memory that is only cached."""
+        ...
+
+
+def pad(rows: Sequence[Row], *, pad_id: int, side: Literal["left", "right"]) -> dict[str, NDArray[np.int64]]:
+    """Stack rows of unequal length into [len(rows), longest] arrays, with the `attention_mask` that tells which is which.
+
+    `input_ids` are filled with `pad_id`, every other feature with 0.
+    """
+    lengths = [len(row["input_ids"]) for row in rows]
+    shape = (len(rows), max(lengths))
+    batch = {name: np.full(shape, pad_id if name == "input_ids" else 0, dtype=np.int64) for name in rows[0]}
+    mask = np.zeros(shape, dtype=np.int64)
+    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        where = slice(0, length) if side == "right" else slice(shape[1] - length, shape[1])
+        mask[i, where] = 1
+        for name, values in row.items():
+            batch[name][i, where] = values
+    return {**batch, "attention_mask": mask}

@@ -1,0 +1,87 @@
+"""What happens when a batch fails: out of memory → free, halve, retry; else each item alone; never a lost item."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from qmd_remote.errors import ApiError, Unavailable
+from qmd_remote.server.model import Float32, Model, Prepared
+
+log = logging.getLogger(__name__)
+
+Outcome = Float32 | ApiError
+
+
+class DeviceLost(Exception):
+    """The device refuses all further work of this process; only a new process helps."""
+
+
+def outcomes(model: Model[Any], batch: Sequence[Prepared]) -> list[Outcome]:
+    """Run `batch`; one outcome per item, in order: its finite float32 [width] row, or the error for its request.
+
+    A batch that fails is split, so that an item which cannot be computed never fails its neighbours.
+    Raises DeviceLost.
+    """
+    try:
+        rows = model.finish(model.run(batch))
+    except Exception as error:  # any failure of a forward pass belongs to its items, not to the model thread
+        return _after_failure(model, batch, error)
+    finite = np.isfinite(rows).all(axis=1)
+    if finite.all():
+        return list(rows)
+    if model.widen():
+        log.warning("half precision gave a result that is not finite: continuing in float32")
+        return outcomes(model, batch)
+    return [row if good else _not_finite() for row, good in zip(rows, finite, strict=True)]
+
+
+def _after_failure(model: Model[Any], batch: Sequence[Prepared], error: Exception) -> list[Outcome]:
+    if is_device_lost(error):
+        raise DeviceLost(str(error)) from error
+    memory = is_out_of_memory(error)
+    if memory:
+        # the failed frames hold the very tensors whose memory the retry needs
+        traceback.clear_frames(error.__traceback__)
+        model.free()
+    if len(batch) > 1:
+        log.warning("a batch of %d failed (%s): splitting it", len(batch), _first_line(error))
+        # memory lasts for half as many; anything else is the fault of one item, and halving finds it
+        middle = len(batch) // 2
+        return outcomes(model, batch[:middle]) + outcomes(model, batch[middle:])
+    log.error("one input of %d tokens cannot be computed", batch[0].length, exc_info=error)
+    if memory:
+        return [
+            Unavailable(
+                f"the device has no memory for one input of {batch[0].length} tokens",
+                code="out_of_memory",
+            )
+        ]
+    return [ApiError("the model failed on one of the inputs", code="model_failed")]
+
+
+def _not_finite() -> ApiError:
+    return ApiError("the model gives no finite result for one of the inputs", code="not_finite")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out: CUDA, MPS or the CPU allocator."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    )
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether `error` poisons the device for this process: after such a CUDA error every later call fails too."""
+    return not is_out_of_memory(error) and type(error).__name__ == "AcceleratorError"
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

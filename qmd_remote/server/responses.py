@@ -1,0 +1,87 @@
+"""Answers: arrays and errors as JSON bytes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+from starlette.responses import Response
+
+from qmd_remote.errors import ApiError, Unauthorized
+
+if TYPE_CHECKING:
+    from qmd_remote.server.engine import Embeddings, Scores
+
+
+def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """`content` as a JSON answer."""
+    body = orjson.dumps(content)
+    return Response(body, status_code=status, headers=headers, media_type="application/json")
+
+
+def error_response(error: ApiError, headers: Mapping[str, str] | None = None) -> Response:
+    """An error in OpenAI's shape, with the headers its status calls for besides `headers`."""
+    more = dict(headers or {})
+    if isinstance(error, Unauthorized):
+        more["WWW-Authenticate"] = "Bearer"
+    if error.retry_after is not None:
+        more["Retry-After"] = str(error.retry_after)
+    return json_response(error.body(), error.status, more)
+
+
+def embeddings_response(found: Embeddings, model: str, *, dimensions: int | None, as_base64: bool) -> Response:
+    """The answer of /v1/embeddings: one unit vector an input, cut to `dimensions` first where that is given."""
+    rows = shorten(found.vectors, dimensions)
+    fragments = _base64_rows(rows) if as_base64 else _float_rows(rows)
+    return json_response(
+        {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": index, "embedding": orjson.Fragment(row)}
+                for index, row in enumerate(fragments)
+            ],
+            "model": model,
+            "usage": _usage(found.tokens),
+        }
+    )
+
+
+def shorten(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
+    """The first `dimensions` columns of `vectors` [n, dimension], with unit rows again (a row of zeros stays one)."""
+    if dimensions is None or dimensions == vectors.shape[1]:
+        return vectors
+    cut = vectors[:, :dimensions]
+    lengths = np.linalg.norm(cut, axis=1, keepdims=True)
+    return np.asarray(cut / np.where(lengths > 0, lengths, 1), dtype=np.float32)
+
+
+# Rows become JSON one by one: orjson keeps the interpreter to itself while it works, and one call for a large
+# answer would stop the event loop for as long.
+def _float_rows(rows: np.ndarray) -> Iterator[bytes]:
+    for row in np.ascontiguousarray(rows, dtype=np.float32):
+        yield orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _base64_rows(rows: np.ndarray) -> Iterator[bytes]:
+    for row in rows.astype("<f4"):
+        yield b'"' + base64.b64encode(row.tobytes()) + b'"'
+
+
+def rerank_response(found: Scores, model: str, *, top_n: int | None, documents: Sequence[str] | None) -> Response:
+    """The answer of /v1/rerank: the best `top_n` first, equal scores in input order, with the texts if `documents`."""
+    order = np.argsort(-found.scores, kind="stable")[:top_n].tolist()
+    results: list[dict[str, Any]] = [
+        {"index": index, "relevance_score": score}
+        for index, score in zip(order, found.scores[order].tolist(), strict=True)
+    ]
+    if documents is not None:
+        for result in results:
+            result["document"] = {"text": documents[result["index"]]}
+    return json_response({"results": results, "model": model, "usage": _usage(found.tokens)})
+
+
+def _usage(tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": tokens, "total_tokens": tokens}

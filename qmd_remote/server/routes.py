@@ -1,0 +1,128 @@
+"""The handlers. They take the raw request: reading, checking and answering large bodies happens in threads."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+from anyio import to_thread
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from qmd_remote import __version__
+from qmd_remote.server import schemas
+from qmd_remote.server.body import read_body
+from qmd_remote.server.engine import Embeddings, Engine, Scores
+from qmd_remote.server.hangup import while_connected
+from qmd_remote.server.responses import embeddings_response, json_response, rerank_response
+from qmd_remote.settings import Settings
+
+router = APIRouter()
+
+
+def _answers(kind: type[BaseModel], *errors: int) -> dict[int | str, dict[str, Any]]:
+    wrong = {status: {"model": schemas.ErrorResponse} for status in (*errors, 401)}
+    return {200: {"model": kind}, **wrong}
+
+
+def _takes(kind: type[BaseModel]) -> dict[str, Any]:
+    content = {"application/json": {"schema": kind.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+@router.post(
+    "/v1/embeddings",
+    summary="Embed texts",
+    responses=_answers(schemas.EmbeddingsResponse, 400, 413, 503),
+    openapi_extra=_takes(schemas.EmbeddingsRequest),
+)
+async def embeddings(request: Request) -> Response:
+    """One unit vector for each input, as in OpenAI's API."""
+    settings, engine = _parts(request)
+    raw = await read_body(request, settings.max_body_mb)
+    asked = await to_thread.run_sync(schemas.parse, schemas.EmbeddingsRequest, raw)
+
+    async def embed() -> Embeddings:
+        await engine.ready(settings.ready_wait_s)
+        schemas.require_dimensions(asked.dimensions, engine.dimension)
+        return await engine.embed(asked.input)
+
+    found = await while_connected(request, embed())
+    as_base64 = asked.encoding_format == "base64"
+    answer = partial(embeddings_response, found, engine.embed_id, dimensions=asked.dimensions, as_base64=as_base64)
+    return await to_thread.run_sync(answer)
+
+
+@router.post(
+    "/v1/rerank",
+    summary="Score documents against a query",
+    responses=_answers(schemas.RerankResponse, 400, 413, 503),
+    openapi_extra=_takes(schemas.RerankRequest),
+)
+async def rerank(request: Request) -> Response:
+    """One score in [0, 1] for each document, best first, as in Jina's and Cohere's APIs."""
+    settings, engine = _parts(request)
+    raw = await read_body(request, settings.max_body_mb)
+    asked = await to_thread.run_sync(schemas.parse, schemas.RerankRequest, raw)
+
+    async def score() -> Scores:
+        await engine.ready(settings.ready_wait_s)
+        return await engine.rerank(asked.query, asked.documents)
+
+    found = await while_connected(request, score())
+    documents = asked.documents if asked.return_documents else None
+    answer = partial(rerank_response, found, engine.rerank_id, top_n=asked.top_n, documents=documents)
+    return await to_thread.run_sync(answer)
+
+
+@router.get("/v1/models", summary="The models served", responses=_answers(schemas.ModelList))
+async def models(request: Request) -> Response:
+    """The real ids of the models, whatever names clients send."""
+    _, engine = _parts(request)
+    names = dict.fromkeys((engine.embed_id, engine.rerank_id))
+    data = [
+        {"id": name, "object": "model", "created": request.app.state.created, "owned_by": "qmd-remote"}
+        for name in names
+    ]
+    return json_response({"object": "list", "data": data})
+
+
+@router.get(
+    "/health",
+    summary="Whether the models are ready, and what they run on",
+    responses={200: {"model": schemas.Status}, 503: {"model": schemas.Status}},
+)
+async def health(request: Request) -> Response:
+    """200 when ready; 503 while loading or failed, with the phase or the cause."""
+    _, engine = _parts(request)
+    report = _report(engine, time.monotonic() - request.app.state.started)
+    shown = report if request.state.authorized else {"status": report["status"]}
+    return json_response(shown, 200 if report["status"] == "ok" else 503)
+
+
+def _report(engine: Engine, uptime_s: float) -> dict[str, Any]:
+    common = {
+        "models": {"embed": engine.embed_id, "rerank": engine.rerank_id},
+        "uptime_s": round(uptime_s, 1),
+        "version": __version__,
+    }
+    state = engine.state
+    if state == "ready":
+        return {"status": "ok", **common, **engine.facts()}
+    if state == "failed" and engine.failure is not None:
+        return {"status": "failed", "error": engine.failure.as_dict(), **common}
+    loading = engine.loading
+    return {"status": "loading", "phase": loading.phase, "progress": loading.progress, **common}
+
+
+@router.get("/livez", summary="Whether the server answers", responses={200: {"model": schemas.Status}})
+async def livez() -> Response:
+    """Always 200."""
+    return json_response({"status": "alive"})
+
+
+def _parts(request: Request) -> tuple[Settings, Engine]:
+    return request.app.state.settings, request.app.state.engine

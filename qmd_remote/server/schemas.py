@@ -1,0 +1,261 @@
+"""Requests and responses: their form, their limits, and what to say when they are wrong.
+
+The models are the OpenAPI description and the validation in one. Texts are never quoted in a message.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+
+from qmd_remote.errors import BadRequest
+from qmd_remote.server.body import parse_object
+
+MAX_TOKEN_ID = 2**31 - 1
+
+_TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID}, "minItems": 1}
+_INPUT = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        _TOKENS,
+        {"type": "array", "items": _TOKENS, "minItems": 1},
+    ]
+}
+_DOCUMENT = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
+    ]
+}
+_DOCUMENTS = {"type": "array", "items": _DOCUMENT, "minItems": 1}
+
+
+def parse_input(value: Any) -> list[str | list[int]]:
+    """OpenAI's `input` (a text, texts, a token array, token arrays) as a list of texts or token arrays.
+
+    Raises BadRequest, naming the first wrong item.
+    """
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise BadRequest("'input' must be a string, a list of strings or a list of token arrays", param="input")
+    if not value:
+        raise BadRequest("'input' is an empty list: send at least one text", param="input")
+    if isinstance(value[0], str):
+        return _texts(value)
+    if isinstance(value[0], list):
+        return [_tokens(item, f"input[{index}]") for index, item in enumerate(value)]
+    if _is_number(value[0]):
+        return [_tokens(value, "input")]
+    raise BadRequest("'input[0]' must be a string or a token array", param="input[0]")
+
+
+def _texts(items: list[Any]) -> list[Any]:
+    wrong = next((index for index, item in enumerate(items) if not isinstance(item, str)), None)
+    if wrong is not None:
+        raise BadRequest(f"'input[{wrong}]' must be a string, like the items before it", param=f"input[{wrong}]")
+    return items
+
+
+def _tokens(items: Any, where: str) -> list[int]:
+    if not isinstance(items, list):
+        raise BadRequest(f"'{where}' must be a token array, like the items before it", param=where)
+    if not items:
+        raise BadRequest(f"'{where}' is an empty token array: send at least one token, or \"\"", param=where)
+    wrong = next((index for index, item in enumerate(items) if not _is_token(item)), None)
+    if wrong is not None:
+        param = f"{where}[{wrong}]"
+        raise BadRequest(f"'{param}' must be a token id: a whole number from 0 to {MAX_TOKEN_ID}", param=param)
+    return items
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_token(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_TOKEN_ID  # a bool is an int to isinstance
+
+
+def parse_documents(value: Any) -> list[str]:
+    """`documents` (texts, or objects with a `text`) as texts. Raises BadRequest, naming the first wrong item."""
+    if not isinstance(value, list):
+        raise BadRequest("'documents' must be a list of strings or of objects with 'text'", param="documents")
+    if not value:
+        raise BadRequest("'documents' is an empty list: send at least one document", param="documents")
+    return [_document(item, f"documents[{index}]") for index, item in enumerate(value)]
+
+
+def _document(item: Any, where: str) -> str:
+    if isinstance(item, str):
+        return item
+    if not isinstance(item, dict):
+        raise BadRequest(f"'{where}' must be a string or an object with 'text'", param=where)
+    text = item.get("text")
+    if not isinstance(text, str):
+        state = "must be a string" if "text" in item else "is required"
+        raise BadRequest(f"'{where}.text' {state}", param=f"{where}.text")
+    return text
+
+
+class _Request(BaseModel):
+    # Unknown fields are ignored: clients send the parameters of many servers.
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = Field(None, description="Any name: the server has one model for each endpoint.")
+
+
+class EmbeddingsRequest(_Request):
+    """OpenAI's embeddings request."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "any name", "input": ["first text", "second text"]}]}
+    )
+
+    input: Annotated[Any, PlainValidator(parse_input), WithJsonSchema(_INPUT)] = Field(
+        description="A text, texts, a token array, or token arrays."
+    )
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="base64 stands for the little-endian float32 values."
+    )
+    dimensions: int | None = Field(
+        None, ge=1, description="Keep the first so many values of each vector, and bring it back to length 1."
+    )
+    user: str | None = Field(None, description="Ignored.")
+
+
+class RerankRequest(_Request):
+    """Jina's and Cohere's rerank request."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"query": "capital of France", "documents": ["Paris is a city.", "Bread."], "top_n": 1}]
+        }
+    )
+
+    query: str = Field(description="The text that the documents are scored against.")
+    documents: Annotated[Any, PlainValidator(parse_documents), WithJsonSchema(_DOCUMENTS)] = Field(
+        description="Texts, or objects with a text."
+    )
+    top_n: int | None = Field(None, ge=1, description="Answer only the best so many; more than there are means all.")
+    return_documents: bool | None = Field(None, description="Put each document's text into its result.")
+
+
+RequestModel = TypeVar("RequestModel", bound=_Request)
+
+
+def parse(kind: type[RequestModel], raw: bytes) -> RequestModel:
+    """The request in a body. Raises BadRequest, naming the first wrong field and what it should be."""
+    try:
+        return kind.model_validate(parse_object(raw))
+    except ValidationError as error:
+        raise _explain(error.errors(include_url=False, include_input=False)[0]) from None
+
+
+_SENTENCES = {
+    "missing": "is required",
+    "string_type": "must be a string",
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "greater_than_equal": "must be at least {ge}",
+    "literal_error": "must be {expected}",
+}
+
+
+def _explain(problem: Any) -> BadRequest:
+    field = str(problem["loc"][0])
+    sentence = _SENTENCES.get(problem["type"], "has a wrong value").format(**problem.get("ctx", {}))
+    return BadRequest(f"'{field}' {sentence}", param=field)
+
+
+def require_dimensions(asked: int | None, dimension: int | None) -> None:
+    """Raise BadRequest when more dimensions are asked for than the model has."""
+    if asked is not None and dimension is not None and asked > dimension:
+        raise BadRequest(f"'dimensions' must be at most {dimension}, the model's own dimension", param="dimensions")
+
+
+class Usage(BaseModel):
+    """Tokens that the model read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(BaseModel):
+    """One vector, of length 1."""
+
+    object: Literal["embedding"]
+    index: int = Field(description="Position of the input.")
+    embedding: list[float] | str
+
+
+class EmbeddingsResponse(BaseModel):
+    """OpenAI's embeddings response; `model` is the model that made the vectors, whatever the request named."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: Usage
+
+
+class DocumentText(BaseModel):
+    """A document, as it was scored."""
+
+    text: str
+
+
+class RerankResult(BaseModel):
+    """One document's score."""
+
+    index: int = Field(description="Position of the document.")
+    relevance_score: float = Field(ge=0, le=1)
+    document: DocumentText | None = Field(None, description="With return_documents only.")
+
+
+class RerankResponse(BaseModel):
+    """The documents, best first; equal scores keep the order of the request."""
+
+    results: list[RerankResult]
+    model: str
+    usage: Usage
+
+
+class Model(BaseModel):
+    """A model that this server has loaded, or loads."""
+
+    id: str
+    object: Literal["model"]
+    created: int = Field(description="When the server started, in seconds since 1970.")
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    """OpenAI's list of models."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Status(BaseModel):
+    """The state of the server; requests without the server's key see `status` alone."""
+
+    model_config = ConfigDict(extra="allow")
+
+    status: Literal["ok", "loading", "failed", "alive"]
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong, and with which field."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorResponse(BaseModel):
+    """OpenAI's error object."""
+
+    error: ErrorDetail

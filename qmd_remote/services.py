@@ -1,0 +1,169 @@
+"""Which of our services run on this machine: one small record per service, believed only while its process lives.
+
+A record is a lock's label, not state: process id plus creation time identify the process, so a recycled pid is never
+taken for ours, and everything else about a service is asked over HTTP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from qmd_remote import paths
+from qmd_remote.errors import ServiceFailed
+from qmd_remote.settings import Settings, declared
+
+EMBED = "embed"
+GENERATION = "generation"
+SERVICES = (GENERATION, EMBED)  # in the order of starting: the larger tenant of a GPU first
+
+# how they are found and how long waits may take changes nothing about a running service
+NOT_IN_SPEC = frozenset({"preset", "api_key", "api_key_file", "stall_limit_s", "start_limit_s"})
+
+# create_time comes from a clock that may be stepped; pids are not reused within seconds
+CREATE_TIME_TOLERANCE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Record:
+    """A running service: its supervisor's pid and creation time, where it answers, and what it was started with."""
+
+    service: str
+    pid: int
+    created: float
+    url: str
+    model: str
+    preset: str
+    spec: Mapping[str, Any]
+
+
+def record_file(service: str) -> Path:
+    """Where the record of a service lies."""
+    return paths.run_dir() / f"{service}.json"
+
+
+def spec_of(service: str, settings: Settings) -> dict[str, Any]:
+    """The settings that a running service would have to be restarted for, by field name.
+
+    The key stands there as a digest: enough to see that it changed.
+    """
+    ours = service == GENERATION
+    values = {
+        f.name: list(value) if isinstance(value := getattr(settings, f.name), tuple) else value
+        for f in declared()
+        if f.name.startswith("generation_") == ours and f.name not in NOT_IN_SPEC
+    }
+    if not ours:
+        values["api_key"] = hashlib.sha256(settings.key.encode()).hexdigest()[:12] if settings.key else ""
+    return values
+
+
+@contextmanager
+def registered(service: str, settings: Settings, *, url: str, model: str) -> Iterator[None]:
+    """Announce the calling process as the supervisor of `service` for as long as the block runs."""
+    me = psutil.Process()
+    spec = spec_of(service, settings)
+    record = Record(service, me.pid, me.create_time(), url, model, settings.preset, spec)
+    paths.make_private(paths.run_dir())
+    path = record_file(service)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(asdict(record)), encoding="utf-8")
+    draft.replace(path)
+    try:
+        yield
+    finally:
+        current = find(service)
+        if current is not None and current.pid == me.pid:
+            path.unlink(missing_ok=True)
+
+
+def find(service: str) -> Record | None:
+    """The record of a service whose process is alive, else None."""
+    try:
+        record = Record(**json.loads(record_file(service).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return record if process_of(record) is not None else None
+
+
+def process_of(record: Record) -> psutil.Process | None:
+    """The live process of a record, or None when it is gone or its pid belongs to another process now."""
+    try:
+        process = psutil.Process(record.pid)
+        same = abs(process.create_time() - record.created) < CREATE_TIME_TOLERANCE_S
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def stop(record: Record, *, grace_s: float = 60.0) -> bool:
+    """End a service: SIGTERM, a grace for running requests, then SIGKILL for what is left of its process tree.
+
+    Returns whether it ended within its grace.
+    """
+    process = process_of(record)
+    if process is None:
+        return True
+    tree = [process, *process.children(recursive=True)]
+    process.terminate()
+    _, alive = psutil.wait_procs(tree, timeout=grace_s)
+    for survivor in alive:
+        survivor.kill()
+    psutil.wait_procs(alive, timeout=5)
+    return not alive
+
+
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """Let one `up` or `down` work at a time; the other learns so at once."""
+    lock = FileLock(paths.make_private(paths.run_dir()) / "up.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ServiceFailed(
+            "another `qmd-remote up` or `down` is at work on this machine",
+            hint="wait for it to end, then look at: qmd-remote status",
+            code="busy",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def port_holder(port: int) -> str:
+    """Who listens on a TCP port, as "name (pid N)"; empty when that cannot be seen."""
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except (psutil.AccessDenied, OSError):  # macOS shows other users' sockets to root alone
+        return ""
+    for connection in connections:
+        if (
+            connection.status == psutil.CONN_LISTEN
+            and connection.laddr
+            and connection.laddr.port == port
+            and connection.pid
+        ):
+            try:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+            except psutil.NoSuchProcess:
+                return ""
+    return ""
+
+
+def connect_host(host: str) -> str:
+    """The address at which this machine itself reaches a server that listens on `host`."""
+    bare = host.strip("[]")
+    if bare in {"0.0.0.0", ""}:  # noqa: S104 - compared, not bound
+        return "127.0.0.1"
+    if bare == "::":
+        return "[::1]"
+    return f"[{bare}]" if ":" in bare else bare

@@ -1,0 +1,195 @@
+"""The real app on real sockets: with MiniLM in a process of its own, and with a stand-in engine in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from qmd_remote.server.engine import Embeddings, Loading, Scores
+
+from qmd_remote.errors import QmdRemoteError, Unavailable
+from qmd_remote.presets import MINI_EMBED
+from qmd_remote.server.app import create_app
+from qmd_remote.settings import Settings
+
+START_LIMIT_S = 120
+
+
+class FakeEngine:
+    """The engine's interface without models: vectors follow from the text, scores are the numbers in the documents.
+
+    `gate` holds embed and rerank back until it is set; `entered` and `cancelled` tell what happened to them;
+    `waiting` and `waiters` tell of requests that wait for the models.
+    """
+
+    embed_id = "fake/embedder"
+    rerank_id = "fake/reranker"
+    dimension: int | None = 8
+
+    def __init__(self, state: str = "ready", failure: QmdRemoteError | None = None) -> None:
+        self.state = state
+        self.failure = failure
+        self.loading = Loading("loading weights", 0.25)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.settled = threading.Event()
+        if state != "loading":
+            self.settled.set()
+        self.entered = threading.Event()
+        self.cancelled = threading.Event()
+        self.waiting = threading.Event()
+        self.waiters = self.calls = 0
+        self.started = self.closed = False
+        self.bug: Exception | None = None
+
+    def start(self) -> None:
+        self.started = True
+
+    def close(self) -> None:
+        self.closed = True
+
+    def facts(self) -> dict[str, object]:
+        return {"device": "cpu", "cuda_available": False, "dimension": self.dimension, "dtype": "float32"}
+
+    def settle(self, state: str) -> None:
+        """End the loading."""
+        self.state = state
+        self.settled.set()
+
+    async def ready(self, timeout: float) -> None:  # noqa: ASYNC109 - the engine's interface
+        self.waiters += 1
+        self.waiting.set()
+        try:
+            await asyncio.to_thread(self.settled.wait, timeout)
+        finally:
+            self.waiters -= 1
+        if self.state != "ready":
+            raise Unavailable("the models are still loading", code="loading", retry_after=5)
+
+    async def embed(self, inputs: Sequence[str | Sequence[int]]) -> Embeddings:
+        await self._work()
+        rows = np.stack([self._vector(str(item)) for item in inputs])
+        return Embeddings(vectors=rows, tokens=sum(len(item) for item in inputs))
+
+    async def rerank(self, query: str, documents: Sequence[str]) -> Scores:
+        await self._work()
+        scores = [float(text) if text.replace(".", "", 1).isdecimal() else 0.5 for text in documents]
+        return Scores(scores=np.clip(np.array(scores), 0, 1), tokens=len(documents))
+
+    async def _work(self) -> None:
+        self.calls += 1
+        self.entered.set()
+        if self.bug is not None:
+            raise self.bug
+        try:
+            await asyncio.to_thread(self.gate.wait)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    @staticmethod
+    def _vector(text: str) -> np.ndarray:
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
+        row = np.random.default_rng(seed).standard_normal(8)
+        return (row / np.linalg.norm(row)).astype(np.float32)
+
+
+@contextmanager
+def _serving(app) -> Iterator[tuple[str, int]]:
+    listener = socket.create_server(("127.0.0.1", 0))  # listens from here on: clients wait instead of being refused
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield listener.getsockname()
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Callable[..., SimpleNamespace]]:
+    """`serve(engine?, **settings)` serves the app with a stand-in engine; gives `.http`, `.engine`, `.address`."""
+    with ExitStack() as stack:
+
+        def start(engine: FakeEngine | None = None, **settings) -> SimpleNamespace:
+            engine = engine or FakeEngine()
+            stack.callback(engine.gate.set)
+            stack.callback(engine.settled.set)
+            host, port = stack.enter_context(_serving(create_app(Settings(**settings), engine=engine)))
+            http = stack.enter_context(httpx.Client(base_url=f"http://{host}:{port}", timeout=30, trust_env=False))
+            return SimpleNamespace(http=http, engine=engine, address=(host, port))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def fake_engine() -> type[FakeEngine]:
+    """The stand-in engine's class."""
+    return FakeEngine
+
+
+@pytest.fixture(scope="session")
+def mini_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server with MiniLM as embedder and reranker, started as a user would with plain uvicorn."""
+    home = tmp_path_factory.mktemp("mini")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "--factory", "qmd_remote.server.app:create_app", "--port", str(port)]
+    mine = {
+        "EMBED_MODEL": MINI_EMBED,
+        "RERANK_MODEL": MINI_EMBED,
+        "DEVICE": "cpu",
+        "QMD_REMOTE_HOME": str(home),
+        "QMD_REMOTE_READY_WAIT_S": "120",
+        "HF_HUB_OFFLINE": "1",
+    }
+    env = {name: value for name, value in os.environ.items() if not name.startswith("QMD_REMOTE_")} | mine
+    log = home / "server.log"
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command, env=env, stdout=sink, stderr=subprocess.STDOUT)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_until_ready(url, process, log)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + START_LIMIT_S
+    answer = None
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()
+        try:
+            answer = httpx.get(f"{url}/health", timeout=30, trust_env=False)
+        except httpx.TransportError:
+            answer = None
+        if answer is not None and answer.status_code == 200:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"not ready in {START_LIMIT_S} s: {answer and answer.text}\n{log.read_text()}")
+
+
+@pytest.fixture
+def mini(mini_url: str) -> Iterator[httpx.Client]:
+    """A client of the server with MiniLM."""
+    with httpx.Client(base_url=mini_url, timeout=120, trust_env=False) as client:
+        yield client
