@@ -16,7 +16,7 @@ down: $(VENV)/.installed
 
 test: $(VENV)/.installed $(VENV)/.dev lint
 	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run $(BIN)/pytest # not `-m pytest`: that would test the checkout, not what is installed
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report
 
 lint: $(VENV)/.dev

@@ -24,6 +24,7 @@ QmdRemoteError                    what happened, why, and the next command to ty
 
 from __future__ import annotations
 
+import json
 from enum import IntEnum
 from typing import Any
 
@@ -115,14 +116,26 @@ class ExtraMissing(PrerequisiteError):
     code = "extra.missing"
 
     def __init__(self, extra: str, missing: str) -> None:
+        what = requirement(extra)
         super().__init__(
             f"this command needs the '{extra}' part of qmd-remote, and '{missing}' is not installed",
             hint=(
-                f"install it with one of:  pipx install --force 'qmd-remote[{extra}]'"
-                f"  ·  uv tool install --force 'qmd-remote[{extra}]'"
-                f"  ·  pip install 'qmd-remote[{extra}]'"
+                f"install it with one of:  pipx install --force '{what}'"
+                f"  ·  uv tool install --force '{what}'"
+                f"  ·  pip install '{what}'"
             ),
         )
+
+
+def requirement(extra: str) -> str:
+    """What to hand to pip for this installation with an extra: from the folder or file it came from, else by name."""
+    from importlib import metadata
+
+    try:
+        origin = json.loads(metadata.distribution("qmd-remote").read_text("direct_url.json") or "{}").get("url")
+    except (metadata.PackageNotFoundError, ValueError):
+        origin = None
+    return f"qmd-remote[{extra}] @ {origin}" if origin else f"qmd-remote[{extra}]"
 
 
 class DeviceUnavailable(PrerequisiteError):

@@ -68,11 +68,11 @@ def splice(text: str, wanted: RemoteBlock, *, name: str = "index.yml") -> str:
 
 
 def _refuse_unsafe_text(text: str, name: str) -> None:
-    if unsafe := _UNSAFE.search(text.removeprefix("\ufeff")):
+    text = text.removeprefix("\ufeff")
+    if unsafe := _UNSAFE.search(text):
         problem = f"the character U+{ord(unsafe[0]):04X} means different things to different YAML readers"
-        refuse(
-            name, text, unsafe.start(), problem, 'write it as an escape in double quotes, "\\u2028" say, or remove it'
-        )
+        fix = 'write it as an escape in double quotes, "\\u2028" say, or remove it'
+        refuse(name, text, unsafe.start(), problem, fix)
     if lone := re.search(r"\r(?!\n)", text):
         refuse(name, text, lone.start(), "a carriage return stands alone", "end the lines with LF or CRLF")
 
@@ -88,6 +88,9 @@ def _require_editable(document: Document) -> None:
         document.refuse(root.start, "the file holds no mapping at its top level", "QMD expects `key: value` lines")
     if root.style == "flow":
         document.refuse(root.start, "the whole file is one mapping in braces", _HINT)
+    if document.bom and document.column(root.start):
+        # YAML readers disagree on whether a byte order mark counts as a column.
+        document.refuse(0, "a byte order mark stands before indented keys", "remove the mark or the indentation")
     if block := root.get(BLOCK):
         _require_plain_block(document, *block)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-Input = TypeVar("Input", contravariant=True)
+Input_contra = TypeVar("Input_contra", contravariant=True)
 Float32 = NDArray[np.float32]
 Row = Mapping[str, NDArray[np.int64]]
 
@@ -27,10 +27,10 @@ class Prepared:
     length: int
 
 
-class Model(Protocol[Input]):
+class Model(Protocol[Input_contra]):
     """What the scheduler needs of a model. Implementations choose what an input is: a text, a pair of texts."""
 
-    def prepare(self, inputs: Sequence[Input]) -> list[Prepared]:
+    def prepare(self, inputs: Sequence[Input_contra]) -> list[Prepared]:
         """Tokenise, truncated to the model's length: one result per input, in order. Safe in any thread."""
         ...
 
@@ -52,7 +52,7 @@ class Model(Protocol[Input]):
 
 
 def pad(rows: Sequence[Row], *, pad_id: int, side: Literal["left", "right"]) -> dict[str, NDArray[np.int64]]:
-    """Stack rows of unequal length into [len(rows), longest] arrays, with the `attention_mask` that tells which is which.
+    """Stack rows of unequal length into arrays [len(rows), longest], and the `attention_mask` of what is real.
 
     `input_ids` are filled with `pad_id`, every other feature with 0.
     """

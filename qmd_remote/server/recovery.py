@@ -31,8 +31,8 @@ def outcomes(model: Model[Any], batch: Sequence[Prepared]) -> list[Outcome]:
         rows = model.finish(model.run(batch))
     except Exception as error:  # any failure of a forward pass belongs to its items, not to the model thread
         return _after_failure(model, batch, error)
-    finite = np.isfinite(rows).all(axis=1)
-    if finite.all():
+    finite: list[bool] = np.isfinite(rows).all(axis=1).tolist()
+    if all(finite):
         return list(rows)
     if model.widen():
         log.warning("half precision gave a result that is not finite: continuing in float32")

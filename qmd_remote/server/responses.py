@@ -10,10 +10,12 @@ import numpy as np
 import orjson
 from starlette.responses import Response
 
-from qmd_remote.errors import ApiError, Unauthorized
+from qmd_remote.errors import ApiError, Unauthorized, Unavailable
 
 if TYPE_CHECKING:
     from qmd_remote.server.engine import Embeddings, Scores
+
+RETRY_AFTER_S = 1  # of a 503 that does not say how long it lasts
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -27,8 +29,8 @@ def error_response(error: ApiError, headers: Mapping[str, str] | None = None) ->
     more = dict(headers or {})
     if isinstance(error, Unauthorized):
         more["WWW-Authenticate"] = "Bearer"
-    if error.retry_after is not None:
-        more["Retry-After"] = str(error.retry_after)
+    if isinstance(error, Unavailable):
+        more["Retry-After"] = str(RETRY_AFTER_S if error.retry_after is None else error.retry_after)
     return json_response(error.body(), error.status, more)
 
 

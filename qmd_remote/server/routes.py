@@ -24,8 +24,8 @@ router = APIRouter()
 
 
 def _answers(kind: type[BaseModel], *errors: int) -> dict[int | str, dict[str, Any]]:
-    wrong = {status: {"model": schemas.ErrorResponse} for status in (*errors, 401)}
-    return {200: {"model": kind}, **wrong}
+    answers: dict[int | str, dict[str, Any]] = {200: {"model": kind}}
+    return answers | {status: {"model": schemas.ErrorResponse} for status in (*errors, 401)}
 
 
 def _takes(kind: type[BaseModel]) -> dict[str, Any]:

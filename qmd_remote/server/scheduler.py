@@ -37,7 +37,7 @@ class Admission:
 
     @asynccontextmanager
     async def hold(self, texts: int) -> AsyncIterator[None]:
-        """Be inside with so many texts for as long as the block runs. Raises Unavailable when there is no room in time."""
+        """Be inside with so many texts while the block runs. Raises Unavailable when there is no room in time."""
         if self._waiting or not self._fits(texts):
             await self._wait(texts)
         else:

@@ -48,13 +48,14 @@ class TorchModel(Generic[Input]):
         self._tokenizing = threading.Lock()
         self._prompt: str | None = network.prompts.get(network.default_prompt_name or "") or None
         self._tokenizer = network.tokenizer
-        _bound_length(network)
         features = self._preprocess([probe])
         if getattr(features.get("attention_mask"), "ndim", 0) != 2:
             raise ModelUnsupported("this model does not take rows of tokens, which is all this server can batch")
         self._names = [name for name, value in features.items() if _is_row(value) and name != "attention_mask"]
         self._constants = {name: value for name, value in features.items() if not _is_row(value)}
+        self._blank: Row = {name: np.zeros(1, dtype=np.int64) for name in self._names}
         self._blank = self._encode([probe])[0]
+        _bound_length(network)
         _compute_in_float32_after_the_transformer(network)
 
     @property

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from qmd_remote.errors import BadRequest
+from qmd_remote.errors import BadRequest, Unavailable
 
 LIMIT_MB = 0.01
 
@@ -64,6 +64,17 @@ def test_what_the_engine_refuses_reaches_the_client(serve, fake_engine):
     answer = serve(engine).http.post("/v1/embeddings", json={"input": [[1, 2]]})
     assert answer.status_code == 400
     assert error_of(answer)["param"] == "input[0][1]"
+
+
+@pytest.mark.parametrize(("told", "expected"), [(30, "30"), (None, "1")])
+def test_a_503_says_when_to_come_again(serve, fake_engine, told, expected):
+    """Retry-After is the engine's, or a second where it does not know."""
+    engine = fake_engine()
+    engine.bug = Unavailable("the queue is full", code="overloaded", retry_after=told)
+    answer = serve(engine).http.post("/v1/embeddings", json={"input": "a"})
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == expected
+    assert error_of(answer)["code"] == "overloaded"
 
 
 def test_the_content_type_is_not_insisted_on(server):

@@ -1,0 +1,184 @@
+"""Flows that join launching with checking: what `up` and `test` do between parsing and showing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from qmd_remote import paths, services, settings, views
+from qmd_remote.client import checks, qmd_config
+from qmd_remote.client.checks import Report, Target
+from qmd_remote.errors import ConfigError, NotRunning, ServiceFailed, UsageError
+from qmd_remote.launch import hardware, plan, status
+from qmd_remote.launch import up as launch_up
+from qmd_remote.launch.phases import Phase
+from qmd_remote.launch.plan import Plan
+from qmd_remote.output import Output
+from qmd_remote.services import EMBED, GENERATION
+from qmd_remote.settings import Settings, is_loopback, require_safe_bind
+
+
+def up(out: Output, wanted: Settings, why: str) -> int:
+    """Plan, start, wait, check, and say what to do next. `why` is the reason for the preset, if nobody named it."""
+    wanted = launch_up.absolute(wanted)
+    require_safe_bind(wanted)
+    planned = plan.make(wanted, hardware.probe(), paths.cache_dir())
+    for line in views.plan_lines(wanted, planned, why):
+        out.note(line)
+    generation = planned.generation
+    if generation.engine == "off" and wanted.generation_engine != "off":
+        out.warn(f"generation is off: {generation.reason}", hint=generation.hint)
+
+    def on_phase(service: str, phase: Phase) -> None:
+        out.phase(f"{launch_up.TITLES[service]}: {phase.name}", detail=phase.detail)
+
+    with out.progress("starting"):
+        started = launch_up.bring_up(wanted, planned, on_phase)
+        report = checks.run_checks(_local_target(wanted, planned), quick=True)
+    statuses = status.look()
+    out.show(views.started_table(started, statuses))
+    for row in report.rows:
+        if row.status in {"fail", "warn"}:
+            out.warn(f"{row.name}: {row.received}", hint=row.fix)
+    for line in views.next_steps(wanted, planned, report):
+        out.note(line)
+    data = {
+        "preset": planned.preset,
+        "services": [asdict(one) for one in started],
+        "checks": [asdict(row) for row in report.rows],
+    }
+    if report.failed:
+        hint = "qmd-remote test says more, and so does: qmd-remote logs"
+        return out.fail(ServiceFailed(f"the services run, but {report.first_cause}", hint=hint), data)
+    return out.finish(data)
+
+
+def _local_target(wanted: Settings, planned: Plan) -> Target:
+    generation = planned.generation
+    on = generation.engine != "off"
+    return Target(
+        embed_url=f"http://{services.connect_host(wanted.host)}:{wanted.port}",
+        generation_url=generation.url if on else None,
+        generation_reason=generation.reason,
+        key=wanted.key,
+        generation_constrained=generation.constrained if generation.engine == "process" else None,
+    )
+
+
+def test(out: Output, target: Target) -> int:
+    """Run every check against a target and show a row each."""
+    out.note(f"embed server {target.embed_url} · generation {target.generation_url or 'none'}")
+    with out.progress("checking"):
+        report = checks.run_checks(target, on_result=lambda row: out.phase(f"checked: {row.name}", detail=row.status))
+    out.show(views.report_table(report))
+    data = {"target": _shown(target), "checks": [asdict(row) for row in report.rows], "total_s": report.total_s}
+    if not report.failed:
+        return out.finish(data)
+    fixes = [row.fix for row in report.rows if row.status == "fail" and row.fix]
+    return out.fail(ServiceFailed(str(report.first_cause), hint=fixes[0] if fixes else "", code="test.failed"), data)
+
+
+def _shown(target: Target) -> dict[str, object]:
+    return {"embed_url": target.embed_url, "generation_url": target.generation_url, "with_key": bool(target.key)}
+
+
+def find_target(
+    *,
+    url: str | None,
+    embed_url: str | None,
+    generation_url: str | None,
+    api_key: str,
+    config_file: Path,
+) -> Target:
+    """What to test: the URLs given, else those of QMD's config, else what runs here.
+
+    Raises UsageError for contradicting options, ConfigError for a config that QMD would not use, NotRunning when
+    there is nothing to test.
+    """
+    if url and (embed_url or generation_url):
+        raise UsageError("--url stands for both services", hint="leave out --embed-url and --generation-url")
+    if url:
+        return _from_url(qmd_config.normalise_url(url), api_key)
+    if embed_url or generation_url:
+        return Target(
+            embed_url=qmd_config.normalise_url(embed_url) if embed_url else None,
+            generation_url=qmd_config.normalise_url(generation_url) if generation_url else None,
+            embed_reason="no --embed-url was given",
+            generation_reason="no --generation-url was given",
+            key=api_key,
+        )
+    return _from_config(config_file, api_key) or _from_services(api_key)
+
+
+def _from_url(url: str, api_key: str) -> Target:
+    """One URL: a local server's generation is found in its record and the settings, any other serves everything."""
+    local = local_settings()
+    embed = services.find(EMBED)
+    here = embed.url if embed else f"http://{services.connect_host(local.host)}:{local.port}"
+    if _place(url) != _place(here):
+        return Target(embed_url=url, generation_url=url, key=api_key)
+    return replace(_from_services(api_key, required=False), embed_url=url)
+
+
+def _from_services(api_key: str, *, required: bool = True) -> Target:
+    embed, generation = services.find(EMBED), services.find(GENERATION)
+    if required and embed is None and generation is None:
+        raise NotRunning(
+            "there is nothing to test: QMD's config names no server, and none runs here",
+            hint="qmd-remote up, or: qmd-remote test --url http://HOST:8001",
+        )
+    local = local_settings()
+    external = local.generation_url.rstrip("/") if local.generation_engine == "external" else None
+    url = generation.url if generation else external
+    program = generation.spec.get("generation_command") if generation else None
+    return Target(
+        embed_url=embed.url if embed else None,
+        generation_url=url,
+        embed_reason="the embed server is not running: qmd-remote up",
+        generation_reason="generation is not running here: qmd-remote up",
+        key=api_key or local.key,
+        models=replace(checks.ModelNames(), generate=generation.model if generation else None),
+        generation_constrained=None if program in {None, "auto"} else program == "vllm",
+    )
+
+
+def _from_config(path: Path, api_key: str) -> Target | None:
+    """The URLs in QMD's config; None when it has no `remote:` block."""
+    config = qmd_config.read(path)
+    if config is None or not config.present:
+        return None
+    if problem := config.problem:
+        raise ConfigError(f"{path}: {problem}", hint="qmd-remote config write", code="config.incomplete")
+    return Target(
+        embed_url=config.embed_url,
+        generation_url=config.generation_url,
+        key=api_key or config.api_key or "",
+        models=config.models,
+    )
+
+
+def local_settings() -> Settings:
+    """The settings of this machine's environment."""
+    return settings.resolve({})
+
+
+def _place(url: str) -> tuple[str, int | None]:
+    """Host and port, with every name of loopback made the same."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    return ("localhost" if is_loopback(host) else host, parts.port)
+
+
+def key_from(api_key_env: str | None, api_key_file: Path | None) -> str:
+    """The key to send: from the variable or the file named, else QMD_REMOTE_API_KEY. Raises ConfigError if unset."""
+    if api_key_env:
+        if not os.environ.get(api_key_env):
+            raise ConfigError(f"the variable {api_key_env} is not set here", hint=f"export {api_key_env}=…")
+        return os.environ[api_key_env]
+    if api_key_file:
+        return settings.read_key_file(str(api_key_file))
+    return os.environ.get("QMD_REMOTE_API_KEY", "")
+
+
