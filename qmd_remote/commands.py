@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from qmd_remote import paths, services, settings, views
 from qmd_remote.client import checks, qmd_config
-from qmd_remote.client.checks import Report, Target
+from qmd_remote.client.checks import Target
 from qmd_remote.errors import ConfigError, NotRunning, ServiceFailed, UsageError
 from qmd_remote.launch import hardware, plan, status
 from qmd_remote.launch import up as launch_up
@@ -180,5 +180,3 @@ def key_from(api_key_env: str | None, api_key_file: Path | None) -> str:
     if api_key_file:
         return settings.read_key_file(str(api_key_file))
     return os.environ.get("QMD_REMOTE_API_KEY", "")
-
-

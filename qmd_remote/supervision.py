@@ -154,6 +154,12 @@ class Supervisor:
             await asyncio.gather(helper, return_exceptions=True)
 
 
+def python_module(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module with this Python."""
+    # -P: a file in the user's folder that is named like a library must not be imported for it
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
 def listen(host: str, port: int, *, holder: Callable[[int], str] = lambda _: "") -> socket.socket:
     """A listening TCP socket. Raises PrerequisiteError when the port is taken, naming its holder, or ConfigError."""
     try:

@@ -36,7 +36,7 @@ def test_every_qmd_remote_command_in_the_docs_exists(page):
     """Each `qmd-remote …` line in a sh block names a command and options that exist."""
     for line in shell_lines(page.read_text(encoding="utf-8")):
         words = line.split()
-        if "qmd-remote" not in words or words[0] not in {"qmd-remote"} and "=" not in words[0]:
+        if "qmd-remote" not in words or (words[0] not in {"qmd-remote"} and "=" not in words[0]):
             continue
         command, rest = find(words[words.index("qmd-remote") + 1 :])
         known = {option for parameter in command.params for option in parameter.opts} | {"--help", "-h"}

@@ -193,7 +193,8 @@ def test_down_stops_everything_and_down_again_is_no_error(box):
     assert (0, {"embed", "generation"}) == (code, set(envelope["data"]["stopped"]))
     _, alive = psutil.wait_procs(processes, timeout=10)
     assert [] == alive
-    assert (0, []) == (lambda code, e: (code, e["data"]["stopped"]))(*box.run("down"))
+    code, envelope = box.run("down")
+    assert (0, []) == (code, envelope["data"]["stopped"])
     assert 3 == box.run("status")[0]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from qmd_remote import errors, presets
 from qmd_remote.launch.hardware import Hardware
 from qmd_remote.settings import Settings
+from qmd_remote.supervision import python_module
 
 PORT = "{port}"  # stands in `argv` for the private port that the keeper chooses
 
@@ -96,19 +96,10 @@ def _process(settings: Settings, hardware: Hardware, cache: Path) -> GenerationP
     if program == "vllm":
         if not hardware.vllm:
             return GenerationPlan("off", reason="vllm is not installed", hint="pip install vllm, then: qmd-remote up")
-        argv: tuple[str, ...] = (
-            sys.executable,
-            "-m",
-            "vllm.entrypoints.cli.main",
-            "serve",
-            model,
-            "--host",
-            "127.0.0.1",
-            "--port",
-            PORT,
-        )
-        argv += ("--served-model-name", model, "--max-model-len", "8192", "--max-num-seqs", "8")
-        return GenerationPlan("process", url, model, program, argv, constrained=True)
+        where = ("--host", "127.0.0.1", "--port", PORT)
+        how = ("--served-model-name", model, "--max-model-len", "8192", "--max-num-seqs", "8")
+        argv = python_module("vllm.entrypoints.cli.main", "serve", model, *where, *how)
+        return GenerationPlan("process", url, model, program, tuple(argv), constrained=True)
     if not hardware.transformers_serve:
         return GenerationPlan(
             "off",
@@ -126,8 +117,7 @@ def _process(settings: Settings, hardware: Hardware, cache: Path) -> GenerationP
         hub = cache / "hub"
         conversion = Conversion(model, hardware.bundled[model], hub)
         env = {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
-    argv = (sys.executable, "-m", "transformers.cli.transformers", "serve", model)
-    argv += ("--host", "127.0.0.1", "--port", PORT)
+    argv = python_module("transformers.cli.transformers", "serve", model, "--host", "127.0.0.1", "--port", PORT)
     if not hardware.gpu:
-        argv += ("--device", "cpu", "--dtype", "float32")
-    return GenerationPlan("process", url, model, program, argv, env, conversion)
+        argv += ["--device", "cpu", "--dtype", "float32"]
+    return GenerationPlan("process", url, model, program, tuple(argv), env, conversion)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from qmd_remote.launch.phases import Phase
 from qmd_remote.launch.plan import Conversion, Plan
 from qmd_remote.services import EMBED, GENERATION, Record
 from qmd_remote.settings import Settings
-from qmd_remote.supervision import listen
+from qmd_remote.supervision import listen, python_module
 
 STOP_GRACE_S = 60.0
 TITLES = {EMBED: "embed server", GENERATION: "generation engine"}
@@ -166,7 +165,7 @@ def _spawn(service: str, settings: Settings) -> subprocess.Popen[bytes]:
     module = ["qmd_remote.launch.keeper"] if service == GENERATION else ["qmd_remote", "serve", "--managed", "--json"]
     with os.fdopen(os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", *module],
+            python_module(*module),
             env={**os.environ, **settings.to_env(), "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -193,8 +192,9 @@ def _convert(conversion: Conversion, on_phase: OnPhase) -> None:
         return
     on_phase(GENERATION, Phase("converting its weights, once"))
     log_file = paths.make_private(paths.log_dir()) / "convert.log"
-    argv = [sys.executable, "-m", "qmd_remote.launch.convert_gguf"]
-    argv += [str(conversion.source), str(conversion.cache), conversion.model]
+    argv = python_module(
+        "qmd_remote.launch.convert_gguf", str(conversion.source), str(conversion.cache), conversion.model
+    )
     with log_file.open("wb") as log:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:

@@ -101,3 +101,10 @@ def look() -> Machine:
         cuda_problem=problem,
         mps=torch.backends.mps.is_available(),
     )
+
+
+def cpu_threads() -> int:
+    """How many CPU threads torch computes with."""
+    import torch
+
+    return torch.get_num_threads()

@@ -31,7 +31,7 @@ def outcomes(model: Model[Any], batch: Sequence[Prepared]) -> list[Outcome]:
         rows = model.finish(model.run(batch))
     except Exception as error:  # any failure of a forward pass belongs to its items, not to the model thread
         return _after_failure(model, batch, error)
-    finite: list[bool] = np.isfinite(rows).all(axis=1).tolist()
+    finite = [bool(np.isfinite(row).all()) for row in rows]
     if all(finite):
         return list(rows)
     if model.widen():

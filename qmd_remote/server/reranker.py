@@ -23,7 +23,10 @@ Pair = tuple[str, str]
 class Reranker(Protocol):
     """A model, and the two pure steps around it."""
 
-    kind: Literal["cross-encoder", "bi-encoder"]
+    @property
+    def kind(self) -> Literal["cross-encoder", "bi-encoder"]:
+        """How it scores."""
+        ...
 
     @property
     def model(self) -> Model[Any]:

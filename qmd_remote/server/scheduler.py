@@ -127,6 +127,9 @@ class Scheduler:
         self._stopped: Unavailable | None = None
         self._progress = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="model", daemon=True)
+
+    def start(self) -> None:
+        """Start the model thread."""
         self._thread.start()
 
     @property
@@ -154,7 +157,7 @@ class Scheduler:
     def close(self, timeout: float = 5.0) -> None:
         """Stop: everything pending ends with Unavailable at once; a forward pass in progress is waited for."""
         self._stop(Unavailable("the server is shutting down", code="shutting_down"))
-        if self._thread is not threading.current_thread():
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(timeout)
 
     def _stop(self, error: Unavailable) -> None:

