@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qmd_remote import __version__, options
-from qmd_remote.errors import Exit, Interrupted, NotRunning, QmdRemoteError
+from qmd_remote import __version__, cli_config, options
+from qmd_remote.cli_run import new_app, run
+from qmd_remote.errors import Exit, NotRunning, UsageError
 from qmd_remote.output import Output
 
 if TYPE_CHECKING:
     from qmd_remote.settings import Settings
 
-# plain help: rich's renderer alone would double the time to the first line
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
-
-
-def run(out: Output, body: Callable[[], int]) -> NoReturn:
-    """Run a command's body; every expected failure becomes its message and exit code."""
-    try:
-        code = body()
-    except QmdRemoteError as error:
-        code = out.fail(error)
-    except KeyboardInterrupt:
-        code = out.fail(Interrupted("interrupted; whatever this command had started was stopped again"))
-    except BrokenPipeError:  # `qmd-remote logs | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = Exit.OK
-    except Exception as error:
-        if os.environ.get("QMD_REMOTE_DEBUG") == "1":
-            raise
-        hint = "run it again with QMD_REMOTE_DEBUG=1 to see the traceback, and report it: this is a bug"
-        code = out.fail(QmdRemoteError(f"unexpected {type(error).__name__}: {error}", hint=hint, code="bug"))
-    raise typer.Exit(code)
+app = new_app()
+app.add_typer(cli_config.app, name="config")
 
 
 def settings_from(flags: dict[str, Any]) -> tuple[Settings, str]:
@@ -118,26 +93,41 @@ def up(
     run(out, body)
 
 
-@app.command(short_help="Stop the services that `up` started.")
-def down(as_json: options.Json = False, quiet: options.Quiet = False) -> None:
-    """Stop the services that `up` started; running requests are finished first.
+@app.command(short_help="Send both services exactly what QMD sends, and judge the answers.")
+def test(
+    url: options.Url = None,
+    embed_url: options.EmbedUrl = None,
+    generation_url: options.GenerationUrl = None,
+    api_key_env: options.ApiKeyEnv = None,
+    api_key_file: options.ApiKeyFile = None,
+    index: options.Index = "index",
+    file: options.File = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Send both services exactly what QMD sends, judge the answers as QMD does, and say what to fix.
+
+    Without URLs, those in QMD's config are tested, else the services that run here. Exits with 1 when a check fails.
 
     \b
-    Example:
-      qmd-remote down
+    Examples:
+      qmd-remote test
+      qmd-remote test --url http://127.0.0.1:8001
+      qmd-remote test --embed-url http://spark:8001 --generation-url http://spark:8000 --api-key-env SPARK_KEY
     """
-    out = Output("down", as_json=as_json, quiet=quiet)
+    out = Output("test", as_json=as_json, quiet=quiet)
 
     def body() -> int:
-        from qmd_remote.launch.up import TITLES, bring_down
+        from qmd_remote import commands, paths
 
-        with out.progress("stopping"):
-            stopped = bring_down()
-        for record in stopped:
-            out.note(f"{TITLES[record.service]} stopped")
-        if not stopped:
-            out.note("nothing was running")
-        return out.finish({"stopped": [record.service for record in stopped]})
+        target = commands.find_target(
+            url=url,
+            embed_url=embed_url,
+            generation_url=generation_url,
+            api_key=commands.key_from(api_key_env, api_key_file),
+            config_file=file or paths.qmd_config_file(index),
+        )
+        return commands.test(out, target)
 
     run(out, body)
 
@@ -197,6 +187,30 @@ def logs(
     run(out, body)
 
 
+@app.command(short_help="Stop the services that `up` started.")
+def down(as_json: options.Json = False, quiet: options.Quiet = False) -> None:
+    """Stop the services that `up` started; running requests are finished first.
+
+    \b
+    Example:
+      qmd-remote down
+    """
+    out = Output("down", as_json=as_json, quiet=quiet)
+
+    def body() -> int:
+        from qmd_remote.launch.up import TITLES, bring_down
+
+        with out.progress("stopping"):
+            stopped = bring_down()
+        for record in stopped:
+            out.note(f"{TITLES[record.service]} stopped")
+        if not stopped:
+            out.note("nothing was running")
+        return out.finish({"stopped": [record.service for record in stopped]})
+
+    run(out, body)
+
+
 @app.command(short_help="Run the embed/rerank server in the foreground.")
 def serve(
     host: options.Host = None,
@@ -238,7 +252,18 @@ def serve(
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    if "--json" not in sys.argv:
+        app()
+        return
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:
+        # Typer's usage errors share no public base class across its versions; this method is what they have in common
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        code = Output("qmd-remote", as_json=True).fail(UsageError(message(), hint="qmd-remote --help"))
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def up(out: Output, wanted: Settings, why: str) -> int:
     for row in report.rows:
         if row.status in {"fail", "warn"}:
             out.warn(f"{row.name}: {row.received}", hint=row.fix)
-    for line in views.next_steps(wanted, planned, report):
+    for line in views.next_steps(wanted, planned):
         out.note(line)
     data = {
         "preset": planned.preset,

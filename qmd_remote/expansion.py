@@ -74,7 +74,7 @@ def parse(answer: str, query: str) -> Expansion:
         if line:
             lines.append(line)
         elif _NEAR_MISS.match(raw):
-            dropped.append(raw.strip())
+            dropped.append(raw.rstrip())
     reason = "" if lines else _why_not(answer, dropped, thinking=bool(open_thinking))
     return Expansion(tuple(lines), tuple(dropped), reason)
 
@@ -105,5 +105,5 @@ def _why_not(answer: str, dropped: list[str], *, thinking: bool) -> str:
     if any(_LINE.fullmatch(line) for line in dropped):
         return "its lines are empty, or share no term with the query"
     if dropped:
-        return "its lines carry a number, a bullet, bold type or capitals before lex:, vec: or hyde:"
+        return "its lines begin with a number, a bullet, bold type, a space or capitals, not with lex:, vec: or hyde:"
     return "no line begins with lex:, vec: or hyde:"

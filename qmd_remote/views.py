@@ -8,10 +8,11 @@ from datetime import timedelta
 from rich.markup import escape
 from rich.table import Table
 
+from qmd_remote.client.checks import Report
 from qmd_remote.launch.plan import Plan
 from qmd_remote.launch.status import ServiceStatus
 from qmd_remote.launch.up import TITLES, Started
-from qmd_remote.settings import Settings
+from qmd_remote.settings import Settings, is_loopback
 
 STATE_STYLE = {"ready": "green", "loading": "yellow", "ok": "green", "warn": "yellow", "skip": "dim"}
 BAD_STYLE = "bold red"
@@ -78,3 +79,32 @@ def status_table(statuses: Sequence[ServiceStatus]) -> Table:
             str(status.pid or "–"),
         )
     return table
+
+
+def report_table(report: Report) -> Table:
+    """`test`: a row per check."""
+    table = _table("check", "sent", "came back", "ms", "")
+    for row in report.rows:
+        received = escape(row.received) + (f"\n[bold]→ {escape(row.fix)}[/]" if row.fix and row.status != "ok" else "")
+        latency = f"{row.latency_ms:,.0f}" if row.latency_ms is not None else "–"
+        table.add_row(row.name, escape(row.sent), received, latency, styled(row.status))
+    table.caption = f"{len(report.rows)} checks in {report.total_s:.1f} s"
+    table.caption_justify = "left"
+    return table
+
+
+def next_steps(settings: Settings, plan: Plan) -> list[str]:
+    """The exact commands to type after `up`."""
+    steps = [
+        ("qmd-remote test", "send both services exactly what QMD sends"),
+        ("qmd-remote config write", "tell QMD on this machine about them"),
+    ]
+    if not is_loopback(settings.host):
+        url = f"http://THIS-HOST:{settings.port}"
+        steps.append((f"qmd-remote test --embed-url {url} --api-key-env QMD_REMOTE_API_KEY", "from another machine"))
+    steps += [("qmd-remote status", "what runs"), ("qmd-remote down", "stop it")]
+    width = max(len(command) for command, _ in steps)
+    lines = ["", "next:"] + [f"  [bold]{command:<{width}}[/]  {meaning}" for command, meaning in steps]
+    if plan.generation.engine == "off":
+        lines.append(f"generation: {escape(plan.generation.hint)}")
+    return lines

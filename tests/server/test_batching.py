@@ -1,0 +1,98 @@
+"""The batch policy: what runs next, for any queue."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmd_remote.server.batching import QUERY_LIMIT, Lane, Limits, Pending, choose
+
+ITEMS = st.builds(
+    Pending, length=st.integers(1, 1000), lane=st.sampled_from(list(Lane)), group=st.sampled_from(["embed", "rerank"])
+)
+QUEUES = st.lists(ITEMS, min_size=1, max_size=60)
+LIMITS = st.builds(
+    Limits, batch_size=st.integers(1, 9), window=st.integers(1, 30), query_streak=st.integers(1, 4)
+)
+
+
+def drain(queue: list[Pending], limits: Limits) -> list[list[int]]:
+    """Choose until nothing is left; each batch as positions in the original queue."""
+    left, streak, batches = list(range(len(queue))), 0, []
+    while left:
+        choice = choose([queue[i] for i in left], limits, streak)
+        streak = choice.streak
+        batches.append([left[position] for position in choice.positions])
+        left = [i for position, i in enumerate(left) if position not in choice.positions]
+    return batches
+
+
+@given(QUEUES, LIMITS)
+def test_every_item_is_served_once(queue, limits):
+    """Nothing is lost and nothing runs twice."""
+    assert sorted(i for batch in drain(queue, limits) for i in batch) == list(range(len(queue)))
+
+
+@given(QUEUES, LIMITS)
+def test_batches_keep_to_the_limits(queue, limits):
+    """A batch has 1 to batch_size items, of one lane and one model, shortest first."""
+    for batch in drain(queue, limits):
+        items = [queue[i] for i in batch]
+        assert 1 <= len(items) <= limits.batch_size
+        assert len({(item.lane, item.group) for item in items}) == 1
+        assert [item.length for item in items] == sorted(item.length for item in items)
+
+
+@given(QUEUES, LIMITS, st.integers(0, 5))
+def test_the_oldest_of_its_lane_is_always_served(queue, limits, streak):
+    """A batch holds the oldest item of its lane, however odd its length."""
+    positions = choose(queue, limits, streak).positions
+    lane = queue[positions[0]].lane
+    assert min(i for i, item in enumerate(queue) if item.lane is lane) in positions
+
+
+@given(QUEUES, LIMITS)
+def test_no_item_waits_longer_than_its_place_in_the_queue(queue, limits):
+    """An item with n older ones in its lane runs within n + 1 turns of the lane, each at most query_streak + 1 rounds
+    after the last."""
+    for round_, batch in enumerate(drain(queue, limits)):
+        for i in batch:
+            older = sum(item.lane is queue[i].lane for item in queue[:i])
+            assert round_ < (older + 1) * (limits.query_streak + 1)
+
+
+@given(LIMITS)
+def test_endless_queries_do_not_starve_index_work(limits):
+    """While new queries keep coming, index work still runs after query_streak batches of them."""
+    queue = [Pending(10, Lane.INDEX), *[Pending(5, Lane.QUERY)] * 20]
+    streak = 0
+    for round_ in range(limits.query_streak + 1):
+        choice = choose(queue, limits, streak)
+        if queue[choice.positions[0]].lane is Lane.INDEX:
+            assert round_ == limits.query_streak
+            return
+        streak = choice.streak
+    raise AssertionError("the index item never ran")
+
+
+def test_a_query_passes_index_work():
+    """A query that comes last runs first."""
+    queue = [*[Pending(900, Lane.INDEX)] * 100, Pending(5, Lane.QUERY)]
+    assert choose(queue, Limits(8)).positions == (100,)
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=40), st.integers(1, 9))
+def test_padding_is_the_least_that_serves_the_oldest(lengths, size):
+    """Among neighbours in length that include the oldest item, the batch with the least padding is taken."""
+    queue = [Pending(length, Lane.INDEX) for length in lengths]
+    batch = [lengths[i] for i in choose(queue, Limits(size)).positions]
+    ordered = sorted(lengths)
+    count = min(size, len(lengths))
+    runs = [ordered[i : i + count] for i in range(len(ordered) - count + 1)]
+    best = min(max(run) * count - sum(run) for run in runs if lengths[0] in run)
+    assert max(batch) * count - sum(batch) == best
+
+
+def test_lane_follows_from_the_size_of_the_request():
+    """A person's query is a few texts; more is index work."""
+    assert (Lane.of(1), Lane.of(QUERY_LIMIT), Lane.of(QUERY_LIMIT + 1)) == (Lane.QUERY, Lane.QUERY, Lane.INDEX)
