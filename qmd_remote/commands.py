@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from qmd_remote import paths, services, settings, views
 from qmd_remote.client import checks, qmd_config
-from qmd_remote.client.checks import Target
+from qmd_remote.client.checks import Report, Target
 from qmd_remote.errors import ConfigError, NotRunning, ServiceFailed, UsageError
 from qmd_remote.launch import hardware, plan, status
 from qmd_remote.launch import up as launch_up
@@ -37,8 +37,9 @@ def up(out: Output, wanted: Settings, why: str) -> int:
     with out.progress("starting"):
         started = launch_up.bring_up(wanted, planned, on_phase)
         report = checks.run_checks(_local_target(wanted, planned), quick=True)
-    statuses = status.look()
-    out.show(views.started_table(started, statuses))
+    for line in views.started_lines(started):
+        out.note(line)
+    out.show(views.started_table(started, status.look()))
     for row in report.rows:
         if row.status in {"fail", "warn"}:
             out.warn(f"{row.name}: {row.received}", hint=row.fix)
@@ -51,7 +52,7 @@ def up(out: Output, wanted: Settings, why: str) -> int:
     }
     if report.failed:
         hint = "qmd-remote test says more, and so does: qmd-remote logs"
-        return out.fail(ServiceFailed(f"the services run, but {report.first_cause}", hint=hint), data)
+        return out.fail(ServiceFailed(f"the services run, but {_first(report)}", hint=hint, code="check.failed"), data)
     return out.finish(data)
 
 
@@ -76,8 +77,15 @@ def test(out: Output, target: Target) -> int:
     data = {"target": _shown(target), "checks": [asdict(row) for row in report.rows], "total_s": report.total_s}
     if not report.failed:
         return out.finish(data)
-    fixes = [row.fix for row in report.rows if row.status == "fail" and row.fix]
-    return out.fail(ServiceFailed(str(report.first_cause), hint=fixes[0] if fixes else "", code="test.failed"), data)
+    cause = report.first_cause
+    error = ServiceFailed(_first(report), hint=cause.fix if cause else "", code=cause.code if cause else "check.failed")
+    return out.fail(error, data)
+
+
+def _first(report: Report) -> str:
+    """The first failure in words, with the check that met it."""
+    row = next(row for row in report.rows if row.status == "fail")
+    return f"{row.name}: {report.first_cause.message if report.first_cause else row.received}"
 
 
 def _shown(target: Target) -> dict[str, object]:
@@ -139,7 +147,7 @@ def _from_services(api_key: str, *, required: bool = True) -> Target:
         embed_reason="the embed server is not running: qmd-remote up",
         generation_reason="generation is not running here: qmd-remote up",
         key=api_key or local.key,
-        models=replace(checks.ModelNames(), generate=generation.model if generation else None),
+        models=checks.ModelNames(generate=generation.model if generation else None),
         generation_constrained=None if program in {None, "auto"} else program == "vllm",
     )
 
@@ -147,7 +155,7 @@ def _from_services(api_key: str, *, required: bool = True) -> Target:
 def _from_config(path: Path, api_key: str) -> Target | None:
     """The URLs in QMD's config; None when it has no `remote:` block."""
     config = qmd_config.read(path)
-    if config is None or not config.present:
+    if not config.present:
         return None
     if problem := config.problem:
         raise ConfigError(f"{path}: {problem}", hint="qmd-remote config write", code="config.incomplete")

@@ -39,13 +39,14 @@ def wanted_block(
         missing, default = ("--generation-url", generation) if embed_url else ("--embed-url", embed)
         out.warn(f"QMD needs both URLs, so {default} is written for the other one", hint=f"name it with {missing}")
     key = os.environ.get(key_variable or KEY_VARIABLE, "")
-    server = checks.fetch_models(embed, generation, key or None)
-    if server.embed is None and not server.needs_key:
+    server = checks.fetch_models(embed, generation, key)
+    found = server.models
+    if found.embed is None and not server.needs_key:
         out.warn(f"{embed} did not answer within 2 s: the design's model names are written", hint="qmd-remote up")
-    if server.generate is None:
+    if found.generate is None:
         hint = "QMD's query expansion fails until it does: qmd-remote status"
         out.warn(f"{generation} did not say which model it generates with", hint=hint)
-    names = ModelNames(server.embed or DESIGN.embed, server.generate or DESIGN.generate, server.rerank or DESIGN.rerank)
+    names = ModelNames(found.embed or DESIGN.embed, found.generate or DESIGN.generate, found.rerank or DESIGN.rerank)
     block = RemoteBlock(embed_url=embed, generation_url=generation, models=names)
     if one:
         block = RemoteBlock(url=one, models=names)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 SCHEMA = 1
+PIPED_WIDTH = 240  # a file has no edge: rows of a table stay on one line
 
 
 class Output:
@@ -36,8 +37,10 @@ class Output:
     def _console(self, *, stderr: bool) -> Console:
         from rich.console import Console
 
-        # soft_wrap at print time keeps commands and paths whole when they are piped or copied
-        return Console(stderr=stderr, highlight=False)
+        console = Console(stderr=stderr, highlight=False)
+        if not console.is_terminal:
+            console.width = PIPED_WIDTH
+        return console
 
     def show(self, what: RenderableType) -> None:
         """Show data (stdout) to a person; JSON mode shows data in the envelope instead."""

@@ -21,7 +21,8 @@ BAD_STYLE = "bold red"
 def _table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        # on a narrow terminal only the long texts are folded; endpoints and states stay whole
+        table.add_column(heading, overflow="fold", no_wrap=heading not in {"model", "sent", "came back"})
     return table
 
 
@@ -48,18 +49,31 @@ def plan_lines(settings: Settings, plan: Plan, why: str) -> list[str]:
     ]
 
 
+def started_lines(started: Sequence[Started]) -> list[str]:
+    """What `up` did about each service that it looks after."""
+    words = {
+        "already running": "already running",
+        "started": "started in {seconds} s",
+        "restarted": "restarted in {seconds} s, since {changed}",
+    }
+    return [
+        escape(
+            f"{TITLES[one.service]}: " + words[one.action].format(seconds=one.seconds, changed=", ".join(one.changed))
+        )
+        for one in started
+        if one.action in words
+    ]
+
+
 def started_table(started: Sequence[Started], statuses: Sequence[ServiceStatus]) -> Table:
     """What `up` did, with what runs now."""
     now = {status.service: status for status in statuses}
     table = _table("service", "state", "model", "endpoint", "device")
     for one in started:
         status = now[one.service]
-        state = status.state if one.pid else one.action
-        note = f" ({one.action})" if one.pid else ""
-        model = status.model or one.model
-        table.add_row(
-            TITLES[one.service], styled(state) + note, escape(model), status.url or one.url, status.device or "–"
-        )
+        state = styled(status.state if one.pid else one.action)
+        model = status.model or one.model or "–"
+        table.add_row(one.service, state, escape(model), status.url or one.url or "–", status.device or "–")
     return table
 
 
@@ -69,7 +83,7 @@ def status_table(statuses: Sequence[ServiceStatus]) -> Table:
     for status in sorted(statuses, key=lambda status: status.state == "ready"):
         state = styled(status.state) + (f" ({escape(status.detail)})" if status.detail else "")
         table.add_row(
-            TITLES[status.service],
+            status.service,
             state,
             escape(status.model) or "–",
             status.url or "–",

@@ -116,7 +116,6 @@ def _ensure(service: str, settings: Settings, on_phase: OnPhase, begun: list[str
         _stop(service)
     _require_free_port(service, settings)
     begun.append(service)
-    on_phase(service, Phase("starting"))
     process = _spawn(service, settings)
     seconds = _wait(service, _url(service, settings), process, limits, on_phase)
     record = services.find(service)

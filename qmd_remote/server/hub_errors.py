@@ -78,6 +78,8 @@ def _refused(failure: Failure) -> QmdRemoteError | None:
     status = getattr(getattr(failure.error, "response", None), "status_code", None)
     if status is None:
         return None
+    if status == 401 and not failure.token:
+        return _missing(failure)  # what the hub says of missing and private models alike
     if status in (401, 403):
         return ConfigError(
             f"the model hub refuses access to {failure.name} (HTTP {status})",

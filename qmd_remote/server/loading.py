@@ -49,15 +49,20 @@ def load_models(settings: Settings, report: Report) -> Models:
     rerank = embed if same else _find(settings.rerank_model, report)
     _quiet()
     report("load embed", None)
-    embedder = load_embedder(embed, device, trusted=settings.embed_model in settings.trust_remote_code)
+    embedder = load_embedder(embed, device, trusted=_is_trusted(settings, settings.embed_model))
     report("load rerank", None)
-    trusted = settings.rerank_model in settings.trust_remote_code
+    trusted = _is_trusted(settings, settings.rerank_model)
     reranker = load_reranker(rerank, device, trusted=trusted, shared=(embed, embedder))
     return Models(device, embed, rerank, embedder, reranker, devices.cpu_threads())
 
 
 def _find(name: str, report: Report) -> Source:
     return hub.find(name, progress=lambda share: report(f"download {hub.shown_id(name)}", share))
+
+
+def _is_trusted(settings: Settings, name: str) -> bool:
+    """Whether a model may run code of its own: its name, as set or as shown, is in the list."""
+    return not {name, hub.shown_id(name)}.isdisjoint(settings.trust_remote_code)
 
 
 def _quiet() -> None:

@@ -55,6 +55,7 @@ class CrossEncoderModel(TorchModel[Pair]):
                 f"this model sorts texts into {labels} classes; a reranker has one score, or the classes no and yes"
             )
         _bare_head(network)
+        _float32_logits(network)
         super().__init__(network, output="scores", probe=(".", "."))
 
     def _clean(self, item: Pair) -> Pair:
@@ -116,3 +117,13 @@ def _bare_head(network: CrossEncoder) -> None:
     head = list(network.children())[-1]
     if isinstance(head, Dense) and head.module_output_name == "scores":
         head.activation_function = Identity()
+
+
+def _float32_logits(network: CrossEncoder) -> None:
+    """Compute the last step to the logits in float32: half precision has too few digits to tell near ones apart."""
+    from torch.nn import Linear
+
+    heads = [m for m in network.modules() if isinstance(m, Linear) and m.out_features == network.num_labels]
+    for head in heads[-1:]:
+        head.float()
+        head.register_forward_pre_hook(lambda _, args: (args[0].float(),))

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
+import hypothesis
 import numpy as np
 import pytest
 import uvicorn
@@ -27,6 +28,9 @@ from qmd_remote.server.engine import Embeddings, Loading, Scores
 from qmd_remote.settings import Settings
 
 START_LIMIT_S = 120
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine fails no test
+hypothesis.settings.load_profile("untimed")
 
 
 class FakeEngine:

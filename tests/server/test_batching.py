@@ -11,9 +11,7 @@ ITEMS = st.builds(
     Pending, length=st.integers(1, 1000), lane=st.sampled_from(list(Lane)), group=st.sampled_from(["embed", "rerank"])
 )
 QUEUES = st.lists(ITEMS, min_size=1, max_size=60)
-LIMITS = st.builds(
-    Limits, batch_size=st.integers(1, 9), window=st.integers(1, 30), query_streak=st.integers(1, 4)
-)
+LIMITS = st.builds(Limits, batch_size=st.integers(1, 9), window=st.integers(1, 30), query_streak=st.integers(1, 4))
 
 
 def drain(queue: list[Pending], limits: Limits) -> list[list[int]]:
@@ -81,7 +79,7 @@ def test_a_query_passes_index_work():
     assert choose(queue, Limits(8)).positions == (100,)
 
 
-@given(st.lists(st.integers(1, 1000), min_size=1, max_size=40), st.integers(1, 9))
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=40, unique=True), st.integers(1, 9))
 def test_padding_is_the_least_that_serves_the_oldest(lengths, size):
     """Among neighbours in length that include the oldest item, the batch with the least padding is taken."""
     queue = [Pending(length, Lane.INDEX) for length in lengths]

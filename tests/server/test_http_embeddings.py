@@ -67,10 +67,10 @@ def test_any_model_name_is_served(mini, name):
 
 def test_base64_is_the_same_vector(mini):
     """Little-endian float32, bit for bit what the floats say."""
-    fields = {"input": ["hello", "world"]}
-    answer = mini.post("/v1/embeddings", json={**fields, "encoding_format": "base64"}).json()
+    texts = ["hello", "world"]
+    answer = mini.post("/v1/embeddings", json={"input": texts, "encoding_format": "base64"}).json()
     decoded = [np.frombuffer(base64.b64decode(item["embedding"]), dtype="<f4") for item in answer["data"]]
-    assert np.array_equal(decoded, embed(mini, **{"texts": fields["input"]}, encoding_format="float"))
+    assert np.array_equal(decoded, embed(mini, texts, encoding_format="float"))
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import numpy as np
 import openai
 import pytest
@@ -28,9 +30,7 @@ def test_floats_and_base64_are_the_same_vectors(client):
 
     default = np.array(vectors(), dtype=np.float32)
     floats = np.array(vectors(encoding_format="float"), dtype=np.float32)
-    # asked for by name, the SDK leaves base64 undecoded
-    import base64
-
+    # asked for by name, base64 comes out of the SDK undecoded
     coded = np.array([np.frombuffer(base64.b64decode(text), "<f4") for text in vectors(encoding_format="base64")])
     assert default.shape == (4, 384)
     assert np.array_equal(default, floats)

@@ -36,11 +36,13 @@ def case(request, tmp_path_factory) -> Iterator[tuple[str, Path, Path, Engine]]:
 
 @pytest.fixture(scope="module")
 def mini() -> Iterator[Engine]:
+    """MiniLM for both jobs."""
     with tiny.loaded(tiny.mini_folder(), tiny.mini_folder(), max_batch_size=8) as engine:
         yield engine
 
 
 def reference(folder: Path, architecture: str = "") -> SentenceTransformer:
+    """The library's own model in the same folder."""
     network = SentenceTransformer(str(folder), **OPTIONS)
     if architecture == "xlm-roberta":
         network.max_seq_length = tiny.XLMR_LENGTH  # without it the library overruns the position table
@@ -48,19 +50,23 @@ def reference(folder: Path, architecture: str = "") -> SentenceTransformer:
 
 
 def embed(engine: Engine, texts: list[Any]) -> np.ndarray:
+    """The engine's vectors, float64."""
     return asyncio.run(engine.embed(texts)).vectors.astype(np.float64)
 
 
 def rerank(engine: Engine, query: str, documents: list[str]) -> np.ndarray:
+    """The engine's scores."""
     return asyncio.run(engine.rerank(query, documents)).scores
 
 
 def cosines(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Row by row, without dividing by the length of `found`: that has to be 1."""
     expected = expected.astype(np.float64)
     return (found * expected).sum(axis=1) / np.linalg.norm(expected, axis=1)
 
 
 def logits(folder: Path, pairs: list[tuple[str, str]], architecture: str = "") -> np.ndarray:
+    """What the library's own cross-encoder gives before any activation."""
     network = CrossEncoder(str(folder), **OPTIONS)
     if architecture == "xlm-roberta":
         network.max_seq_length = tiny.XLMR_LENGTH

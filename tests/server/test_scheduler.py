@@ -19,6 +19,7 @@ LIMIT_S = 30
 
 
 def items(*values: int) -> list[Prepared]:
+    """One prepared item a number."""
     return [Prepared({"input_ids": np.array([value])}, 1) for value in values]
 
 
@@ -65,6 +66,7 @@ class ScriptedModel:
 
 @pytest.fixture
 def scheduler() -> Iterator[Scheduler]:
+    """A running scheduler of batches of 8."""
     found = Scheduler(Limits(batch_size=8))
     found.start()
     yield found
@@ -79,10 +81,12 @@ def held(scheduler: Scheduler, model: ScriptedModel) -> None:
 
 
 def numbers(rows: np.ndarray) -> list[int]:
+    """The item each row belongs to."""
     return [int(row[0]) for row in rows]
 
 
 def until(true: Callable[[], bool]) -> None:
+    """Wait for something to become true."""
     deadline = time.monotonic() + LIMIT_S
     while not true():
         assert time.monotonic() < deadline
@@ -93,9 +97,7 @@ def test_rows_come_back_in_order(scheduler):
     """Each future gets its own rows, in the order of its items, over several batches."""
     model = ScriptedModel()
     futures = [scheduler.submit(model, items(*range(n, n + 20)), Lane.INDEX) for n in (0, 100, 200)]
-    assert [numbers(future.result(LIMIT_S)) for future in futures] == [
-        list(range(n, n + 20)) for n in (0, 100, 200)
-    ]
+    assert [numbers(future.result(LIMIT_S)) for future in futures] == [list(range(n, n + 20)) for n in (0, 100, 200)]
     assert max(map(len, model.batches)) == 8
 
 

@@ -220,9 +220,7 @@ def add_modules(folder: Path, more: list[tuple[str, str, dict[str, Any]]]) -> No
     for index, (path, name, config) in enumerate(more, start=1):
         (folder / path).mkdir(exist_ok=True)
         (folder / path / "config.json").write_text(json.dumps(config))
-        listed.append(
-            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
-        )
+        listed.append({"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"})
     (folder / "modules.json").write_text(json.dumps(listed))
 
 
