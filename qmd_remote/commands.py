@@ -19,6 +19,9 @@ from qmd_remote.output import Output
 from qmd_remote.services import EMBED, GENERATION
 from qmd_remote.settings import Settings, is_loopback, require_safe_bind
 
+# whether an engine can hold an answer to a form (structured output); for others that is not known
+CONSTRAINED = {"vllm": True, "transformers": False}
+
 
 def up(out: Output, wanted: Settings, why: str) -> int:
     """Plan, start, wait, check, and say what to do next. `why` is the reason for the preset, if nobody named it."""
@@ -64,7 +67,7 @@ def _local_target(wanted: Settings, planned: Plan) -> Target:
         generation_url=generation.url if on else None,
         generation_reason=generation.reason,
         key=wanted.key,
-        generation_constrained=generation.constrained if generation.engine == "process" else None,
+        generation_constrained=CONSTRAINED.get(generation.program),
     )
 
 
@@ -140,7 +143,6 @@ def _from_services(api_key: str, *, required: bool = True) -> Target:
     local = local_settings()
     external = local.generation_url.rstrip("/") if local.generation_engine == "external" else None
     url = generation.url if generation else external
-    program = generation.spec.get("generation_command") if generation else None
     return Target(
         embed_url=embed.url if embed else None,
         generation_url=url,
@@ -148,7 +150,7 @@ def _from_services(api_key: str, *, required: bool = True) -> Target:
         generation_reason="generation is not running here: qmd-remote up",
         key=api_key or local.key,
         models=checks.ModelNames(generate=generation.model if generation else None),
-        generation_constrained=None if program in {None, "auto"} else program == "vllm",
+        generation_constrained=CONSTRAINED.get(generation.program) if generation else None,
     )
 
 
@@ -159,9 +161,12 @@ def _from_config(path: Path, api_key: str) -> Target | None:
         return None
     if problem := config.problem:
         raise ConfigError(f"{path}: {problem}", hint="qmd-remote config write", code="config.incomplete")
+    here = services.find(GENERATION)
+    local = here is not None and _place(config.generation_url or "") == _place(here.url)
     return Target(
         embed_url=config.embed_url,
         generation_url=config.generation_url,
+        generation_constrained=CONSTRAINED.get(here.program) if here and local else None,
         key=api_key or config.api_key or "",
         models=config.models,
     )

@@ -34,13 +34,14 @@ CREATE_TIME_TOLERANCE_S = 2.0
 
 @dataclass(frozen=True)
 class Record:
-    """A running service: its supervisor's pid and creation time, where it answers, and what it was started with."""
+    """A running service: its supervisor's pid and creation time, where it answers, what runs there and with what."""
 
     service: str
     pid: int
     created: float
     url: str
     model: str
+    program: str
     preset: str
     spec: Mapping[str, Any]
 
@@ -67,11 +68,11 @@ def spec_of(service: str, settings: Settings) -> dict[str, Any]:
 
 
 @contextmanager
-def registered(service: str, settings: Settings, *, url: str, model: str) -> Iterator[None]:
+def registered(service: str, settings: Settings, *, url: str, model: str, program: str) -> Iterator[None]:
     """Announce the calling process as the supervisor of `service` for as long as the block runs."""
     me = psutil.Process()
     spec = spec_of(service, settings)
-    record = Record(service, me.pid, me.create_time(), url, model, settings.preset, spec)
+    record = Record(service, me.pid, me.create_time(), url, model, program, settings.preset, spec)
     paths.make_private(paths.run_dir())
     path = record_file(service)
     draft = path.with_suffix(".tmp")

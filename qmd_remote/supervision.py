@@ -18,9 +18,10 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
-from qmd_remote.errors import ConfigError, PrerequisiteError, Unavailable
+from qmd_remote.errors import ApiError, ConfigError, PrerequisiteError, Unavailable
 
 log = logging.getLogger("qmd_remote.supervision")
 
@@ -198,7 +199,9 @@ async def turn_away(server: socket.socket, delay: float, what: str) -> None:
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         left = max(1, round(until - asyncio.get_running_loop().time()))
-        await refuse(reader, writer, f"{what} crashed and is restarted in {left} s", left)
+        message = f"{what} crashed and is restarted in {left} s"
+        await refuse(reader, writer, Unavailable(message, code="restarting", retry_after=left))
+        writer.close()
 
     # a duplicate, because closing an asyncio server closes its socket and the child needs ours
     listener = await asyncio.start_server(answer, sock=server.dup())
@@ -206,22 +209,24 @@ async def turn_away(server: socket.socket, delay: float, what: str) -> None:
         await asyncio.sleep(max(0.0, delay - CALLER_PATIENCE_S))
 
 
-async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: str, retry_after: int) -> None:
-    """Answer one connection with HTTP 503 in OpenAI's error shape, and close it."""
-    body = json.dumps(Unavailable(message, code="restarting").body()).encode()
-    head = (
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\nretry-after: {retry_after}\r\nconnection: close\r\n\r\n"
-    )
+async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, error: ApiError) -> None:
+    """Answer one connection with an error in OpenAI's shape; the caller of this closes it."""
+    body = json.dumps(error.body()).encode()
+    head = [
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+        "connection: close",
+        *([f"retry-after: {error.retry_after}"] if error.retry_after else []),
+    ]
     with suppress(OSError, TimeoutError):
         async with asyncio.timeout(5):
-            writer.write(head.encode() + body)
+            writer.write("\r\n".join([*head, "", ""]).encode() + body)
             await writer.drain()
             writer.write_eof()
             # unread bytes at close would turn into a reset that can overtake the answer
             while await reader.read(65536):
                 pass
-    writer.close()
 
 
 def end_with_parent(parent: int) -> None:

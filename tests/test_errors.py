@@ -83,9 +83,7 @@ def test_the_exit_codes_are_pinned():
 
 def test_the_drawing_shows_the_whole_tree():
     """The tree in the module's docstring names every error, with the exit code or status that it has."""
-    drawing = {
-        line.split("──")[-1].split()[0]: line for line in (errors.__doc__ or "").splitlines() if "──" in line
-    }
+    drawing = {line.split("──")[-1].split()[0]: line for line in (errors.__doc__ or "").splitlines() if "──" in line}
     assert set(tree()) - {"QmdRemoteError"} == set(drawing)
     for name, line in drawing.items():
         cls = tree()[name]

@@ -163,7 +163,9 @@ def test_quiet_keeps_results_warnings_and_errors(capsys: pytest.CaptureFixture[s
     assert ("data\n", "warning: careful\nerror: broken\n") == (captured.out, captured.err)
 
 
-@pytest.mark.parametrize("text", ["qmd-remote[mini]", "[bold]not bold[/]", "[/]", "a [link=x] b", "x:key:y", ":warning:"])
+@pytest.mark.parametrize(
+    "text", ["qmd-remote[mini]", "[bold]not bold[/]", "[/]", "a [link=x] b", "x:key:y", ":warning:"]
+)
 def test_what_looks_like_markup_is_text(text: str, capsys: pytest.CaptureFixture[str]):
     """Square brackets and colons in messages, hints, warnings and phases are shown as they are."""
     out = Output("up")

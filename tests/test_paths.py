@@ -10,9 +10,7 @@ import pytest
 from qmd_remote import paths
 
 
-@pytest.mark.parametrize(
-    ("look", "kind"), [(paths.run_dir, "run"), (paths.log_dir, "log"), (paths.cache_dir, "cache")]
-)
+@pytest.mark.parametrize(("look", "kind"), [(paths.run_dir, "run"), (paths.log_dir, "log"), (paths.cache_dir, "cache")])
 def test_one_variable_moves_everything(look, kind: str, tmp_path: Path):
     """QMD_REMOTE_HOME holds state, logs and cache, each in a folder of its own."""
     assert tmp_path / kind == look({"QMD_REMOTE_HOME": str(tmp_path)})

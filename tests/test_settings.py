@@ -17,7 +17,7 @@ from qmd_remote.presets import PRESETS
 from qmd_remote.settings import Settings, declared, is_loopback, read_key_file, require_safe_bind, resolve
 
 FIELDS = {f.name: f for f in declared() if f.name != "preset"}
-SECRET = "k3y-that-nobody-may-read"  # noqa: S105 - made up
+SECRET = "k3y-that-nobody-may-read"
 PLAIN_TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=30)
 
 

@@ -81,7 +81,14 @@ def make_client(base_url: str, key: str = "", *, limit_s: float = REQUEST_S) -> 
 @cache
 def _trusted() -> ssl.SSLContext:
     # Reading the authorities takes 30 ms, so once is enough; SSL_CERT_FILE counts for this machine too.
-    return httpx.create_ssl_context()
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise ConfigError(
+            f"the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read: {error.strerror}",
+            hint="correct the variable, or unset it",
+            code="certificates.unreadable",
+        ) from error
 
 
 def exchange(client: httpx.Client, path: str, body: bytes | None = None, *, limit_s: float = REQUEST_S) -> Answer:

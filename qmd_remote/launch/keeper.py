@@ -18,7 +18,7 @@ import httpx
 from qmd_remote import paths, services
 from qmd_remote import settings as settings_module
 from qmd_remote.errors import QmdRemoteError
-from qmd_remote.launch import hardware, plan, relay
+from qmd_remote.launch import dialect, hardware, plan, relay
 from qmd_remote.output import Output
 from qmd_remote.settings import Settings
 from qmd_remote.supervision import Child, Supervisor, listen
@@ -43,7 +43,8 @@ def main() -> int:
         listener = listen("127.0.0.1", settings.generation_port, holder=services.port_holder)
     except QmdRemoteError as error:
         return Output("generation", as_json=True).fail(error)
-    with listener, services.registered(services.GENERATION, settings, url=generation.url, model=generation.model):
+    facts = {"url": generation.url, "model": generation.model, "program": generation.program}
+    with listener, services.registered(services.GENERATION, settings, **facts):
         return asyncio.run(_keep(settings, generation, listener))
 
 
@@ -58,7 +59,8 @@ async def _keep(settings: Settings, generation: plan.GenerationPlan, listener: s
         env=env,
         ready=functools.partial(is_ready, port),
     )
-    server = await relay.serve_relay(listener, port, patience_s=settings.ready_wait_s)
+    adapt = dialect.ADAPT.get(generation.program, dialect.unchanged)
+    server = await relay.serve_relay(listener, relay.Door(port, adapt, settings.ready_wait_s))
     try:
         return await Supervisor(child).run()
     finally:

@@ -43,7 +43,6 @@ class GenerationPlan:
     argv: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     conversion: Conversion | None = None
-    constrained: bool = False
     reason: str = ""
     hint: str = ""
 
@@ -99,7 +98,7 @@ def _process(settings: Settings, hardware: Hardware, cache: Path) -> GenerationP
         where = ("--host", "127.0.0.1", "--port", PORT)
         how = ("--served-model-name", model, "--max-model-len", "8192", "--max-num-seqs", "8")
         argv = python_module("vllm.entrypoints.cli.main", "serve", model, *where, *how)
-        return GenerationPlan("process", url, model, program, tuple(argv), constrained=True)
+        return GenerationPlan("process", url, model, program, tuple(argv))
     if not hardware.transformers_serve:
         return GenerationPlan(
             "off",

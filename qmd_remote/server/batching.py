@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import accumulate
 
 QUERY_LIMIT = 4
 
@@ -37,9 +38,13 @@ class Pending:
 
 @dataclass(frozen=True)
 class Limits:
-    """`batch_size` items a batch, chosen among the `window` oldest of a lane."""
+    """A batch has at most `batch_size` items and, padding included, `tokens` tokens, though always one item.
+
+    It is chosen among the `window` oldest items of a lane.
+    """
 
     batch_size: int
+    tokens: int = 65_536
     window: int = 512
     query_streak: int = 4
 
@@ -67,7 +72,7 @@ def choose(pending: Sequence[Pending], limits: Limits, streak: int = 0) -> Choic
             if len(window) == max(limits.window, limits.batch_size):
                 break
     by_length = sorted(window, key=lambda position: (pending[position].length, position))
-    run = _tightest_run([pending[p].length for p in by_length], by_length.index(oldest), limits.batch_size)
+    run = _best_run([pending[p].length for p in by_length], by_length.index(oldest), limits)
     return Choice(tuple(by_length[run]), streak + 1 if lane is Lane.QUERY else 0)
 
 
@@ -78,15 +83,23 @@ def _lane(pending: Sequence[Pending], limits: Limits, streak: int) -> Lane:
     return Lane.QUERY if streak < limits.query_streak else Lane.INDEX
 
 
-def _tightest_run(lengths: Sequence[int], must: int, size: int) -> slice:
-    """The run of `size` neighbours in ascending `lengths` that includes `must` and needs the least padding."""
-    size = min(size, len(lengths))
-    first, last = max(0, must - size + 1), min(must, len(lengths) - size)
-    total = sum(lengths[first : first + size])
-    best, least = first, lengths[first + size - 1] * size - total
-    for start in range(first + 1, last + 1):
-        total += lengths[start + size - 1] - lengths[start - 1]
-        padding = lengths[start + size - 1] * size - total
-        if padding < least:
-            best, least = start, padding
-    return slice(best, best + size)
+def _best_run(lengths: Sequence[int], must: int, limits: Limits) -> slice:
+    """Of the runs in ascending `lengths` that include `must`: the one with the most items, then the least padding.
+
+    Short items at its start are left for a batch of their own while they would make more than half of it padding.
+    """
+    before = [0, *accumulate(lengths)]
+    best, most, least = slice(must, must + 1), 0, 0
+    for last in range(must, len(lengths)):
+        size = min(limits.batch_size, max(1, limits.tokens // lengths[last]))
+        first = max(0, last + 1 - size)
+        if first > must:
+            break
+        count = last + 1 - first
+        padding = lengths[last] * count - (before[last + 1] - before[first])
+        if count > most or (count == most and padding < least):
+            best, most, least = slice(first, last + 1), count, padding
+    first, stop = best.start, best.stop
+    while first < must and 2 * (before[stop] - before[first]) < lengths[stop - 1] * (stop - first):
+        first += 1
+    return slice(first, stop)

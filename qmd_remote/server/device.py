@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 from qmd_remote.errors import ConfigError, DeviceUnavailable, ExtraMissing
+
+# Padded tokens in one forward pass. A CPU is fastest while the work stays in its cache, and a query has to wait for
+# the end of the pass in progress; a GPU wants as many as its memory holds.
+CPU_TOKENS, MPS_TOKENS, CUDA_TOKENS = 2_048, 16_384, 65_536
 
 CPU_FIX = "set DEVICE=cpu (or auto) to compute on the CPU"
 
@@ -31,6 +36,11 @@ class Device:
     dtype: Literal["float16", "float32"]
     reason: str
     cuda_available: bool
+
+    @property
+    def batch_tokens(self) -> int:
+        """How many tokens, padding included, one forward pass should have."""
+        return {"cpu": CPU_TOKENS, "mps": MPS_TOKENS}.get(self.name, CUDA_TOKENS)
 
 
 def choose(wanted: str, machine: Machine) -> Device:
@@ -86,6 +96,9 @@ def _no_cuda(machine: Machine) -> str:
 
 def look() -> Machine:
     """Ask torch what there is. Raises ExtraMissing where torch is not installed."""
+    # Threads that spin while they wait make a forward pass several times slower as soon as another process (the
+    # generation service, say) holds one of the cores. OpenMP reads this when torch is imported for the first time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import torch
     except ImportError:

@@ -32,7 +32,7 @@ T = TypeVar("T")
 # Slices of one request that are tokenised or wait for the model at a time: enough to keep the model busy, few enough
 # that requests beside a very large one share the model with it instead of waiting for its end.
 SLICES_IN_FLIGHT = 2
-TOKENIZER_THREADS = 2
+CPU_THREADS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +74,8 @@ class Engine:
         self._settled = False
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], None]] = []
-        self._scheduler = Scheduler(Limits(settings.max_batch_size), on_lost=self._lost)
-        self._tokenizers = ThreadPoolExecutor(TOKENIZER_THREADS, thread_name_prefix="tokenize")
+        self._scheduler = Scheduler(on_lost=self._lost)
+        self._cpu = ThreadPoolExecutor(CPU_THREADS, thread_name_prefix="cpu")
         # one room per lane: a full index queue never keeps a query out
         self._room = {lane: Admission(settings.max_queue, settings.queue_wait_s) for lane in Lane}
 
@@ -93,7 +93,6 @@ class Engine:
 
     def start(self) -> None:
         """Start to load; returns at once."""
-        self._scheduler.start()
         threading.Thread(target=self._load, name="load", daemon=True).start()
 
     def on_settled(self, callback: Callable[[], None]) -> None:
@@ -136,7 +135,7 @@ class Engine:
         if not inputs:
             return Embeddings(np.zeros((0, self._dimension or 0), dtype=np.float32), 0)
         if not all(isinstance(item, str) for item in inputs):
-            await self._in_tokenizer_thread(partial(models.embedder.check, inputs))
+            await self._in_cpu_thread(partial(models.embedder.check, inputs))
         return Embeddings(*await self._compute(models.embedder, inputs))
 
     async def rerank(self, query: str, documents: Sequence[str]) -> Scores:
@@ -145,7 +144,7 @@ class Engine:
         if not documents:
             return Scores(np.zeros(0), 0)
         rows, tokens = await self._compute(reranker.model, reranker.inputs(query, documents))
-        return Scores(reranker.scores(rows), tokens)
+        return Scores(await self._in_cpu_thread(partial(reranker.scores, rows)), tokens)
 
     def facts(self) -> dict[str, object]:
         """What /health tells about the models; empty until ready."""
@@ -160,6 +159,7 @@ class Engine:
             "dimension": self._dimension,
             "max_length": models.embedder.max_length,
             "max_batch_size": self._settings.max_batch_size,
+            "max_batch_tokens": models.device.batch_tokens,
             "threads": models.threads,
             "reranker": models.reranker.kind,
             "sources": {"embed": models.embed_source.origin, "rerank": models.rerank_source.origin},
@@ -169,7 +169,7 @@ class Engine:
         """Stop all threads; everything that waits ends with Unavailable."""
         self._closed = True
         self._scheduler.close()
-        self._tokenizers.shutdown(wait=False, cancel_futures=True)
+        self._cpu.shutdown(wait=False, cancel_futures=True)
         self._call_back()
 
     async def _settle(self, timeout: float) -> None:  # noqa: ASYNC109 - as above
@@ -217,7 +217,7 @@ class Engine:
                     if len(running) == SLICES_IN_FLIGHT:
                         await collect()
                     part = order[start : start + size]
-                    items = await self._in_tokenizer_thread(partial(model.prepare, [inputs[i] for i in part]))
+                    items = await self._in_cpu_thread(partial(model.prepare, [inputs[i] for i in part]))
                     tokens += sum(item.length for item in items)
                     running.append((part, self._scheduler.submit(model, items, lane)))
                 while running:
@@ -227,9 +227,9 @@ class Engine:
                     future.cancel()
         return rows, tokens
 
-    async def _in_tokenizer_thread(self, work: Callable[[], T]) -> T:
+    async def _in_cpu_thread(self, work: Callable[[], T]) -> T:
         try:
-            future = self._tokenizers.submit(work)
+            future = self._cpu.submit(work)
         except RuntimeError:  # the pool is closed
             raise _shutting_down() from None
         return await self._watched(future)
@@ -252,9 +252,10 @@ class Engine:
 
     def _load(self) -> None:
         try:
-            self._models = load_models(self._settings, self._report)
+            self._models = models = load_models(self._settings, self._report)
             self._report("warm up", None)
-            self._warm_up(self._models)
+            self._scheduler.start(Limits(self._settings.max_batch_size, models.device.batch_tokens))
+            self._warm_up(models)
         except _Closed:
             pass
         except QmdRemoteError as error:
@@ -263,7 +264,7 @@ class Engine:
             log.exception("loading failed")
             self.failure = ServiceFailed(f"loading the models failed: {type(error).__name__}: {error}")
         if self.failure is not None:
-            log.error("%s", self.failure.message)
+            log.error("%s; %s", self.failure.message, self.failure.hint)
         self._call_back()
 
     def _warm_up(self, models: Models) -> None:

@@ -115,21 +115,22 @@ class _Entry:
 class Scheduler:
     """One thread that owns the device and runs batch after batch, chosen by the policy in `batching`.
 
-    `on_lost` is called once, from that thread, when it cannot go on: the device refuses all further work, say.
+    What is submitted before `start` waits for it. `on_lost` is called once, from that thread, when it cannot go on:
+    the device refuses all further work, say.
     """
 
-    def __init__(self, limits: Limits, *, on_lost: Callable[[BaseException], None] | None = None) -> None:
-        self._limits = limits
+    def __init__(self, *, on_lost: Callable[[BaseException], None] | None = None) -> None:
         self._on_lost = on_lost
         self._changed = threading.Condition()
         self._waiting: list[_Entry] = []
         self._running: Sequence[_Entry] = ()
         self._stopped: Unavailable | None = None
         self._progress = time.monotonic()
-        self._thread = threading.Thread(target=self._loop, name="model", daemon=True)
+        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Start the model thread."""
+    def start(self, limits: Limits) -> None:
+        """Start the model thread, with batches of at most `limits`."""
+        self._thread = threading.Thread(target=self._loop, args=(limits,), name="model", daemon=True)
         self._thread.start()
 
     @property
@@ -157,7 +158,7 @@ class Scheduler:
     def close(self, timeout: float = 5.0) -> None:
         """Stop: everything pending ends with Unavailable at once; a forward pass in progress is waited for."""
         self._stop(Unavailable("the server is shutting down", code="shutting_down"))
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
+        if self._thread is not None:
             self._thread.join(timeout)
 
     def _stop(self, error: Unavailable) -> None:
@@ -170,25 +171,25 @@ class Scheduler:
         for entry in left:
             entry.job.fail(error)
 
-    def _loop(self) -> None:
+    def _loop(self, limits: Limits) -> None:
         try:
-            self._work()
+            self._work(limits)
         except BaseException as error:  # whatever it is, nobody may be left waiting for a thread that is gone
             log.critical("the model thread ended", exc_info=error)
             self._stop(Unavailable("the model failed and the server has to restart", code="failed"))
             if self._on_lost is not None:
                 self._on_lost(error)
 
-    def _work(self) -> None:
+    def _work(self, limits: Limits) -> None:
         streak = 0
-        while (chosen := self._next(streak)) is not None:
+        while (chosen := self._next(limits, streak)) is not None:
             batch, streak = chosen
             results = outcomes(batch[0].model, [entry.item for entry in batch])
             self._progress = time.monotonic()
             for entry, outcome in zip(batch, results, strict=True):
                 entry.job.resolve(entry.position, outcome)
 
-    def _next(self, streak: int) -> tuple[list[_Entry], int] | None:
+    def _next(self, limits: Limits, streak: int) -> tuple[list[_Entry], int] | None:
         """Wait for work and take the next batch out of the queue; None when stopped."""
         with self._changed:
             self._running = ()
@@ -199,7 +200,7 @@ class Scheduler:
                 if self._waiting:
                     break
                 self._changed.wait()
-            choice = choose([entry.pending for entry in self._waiting], self._limits, streak)
+            choice = choose([entry.pending for entry in self._waiting], limits, streak)
             taken = set(choice.positions)
             batch = [self._waiting[position] for position in choice.positions]
             self._waiting = [entry for position, entry in enumerate(self._waiting) if position not in taken]

@@ -44,7 +44,9 @@ def serve(settings: Settings, *, managed: bool = False, as_json: bool = False) -
     with ExitStack() as stack:
         stack.enter_context(socket)
         if managed:
-            stack.enter_context(services.registered(services.EMBED, settings, url=url, model=settings.embed_model))
+            stack.enter_context(
+                services.registered(services.EMBED, settings, url=url, model=settings.embed_model, program="qmd-remote")
+            )
         return asyncio.run(Supervisor(child).run(lambda delay: turn_away(socket, delay, "the embed server")))
 
 

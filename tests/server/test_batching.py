@@ -11,7 +11,13 @@ ITEMS = st.builds(
     Pending, length=st.integers(1, 1000), lane=st.sampled_from(list(Lane)), group=st.sampled_from(["embed", "rerank"])
 )
 QUEUES = st.lists(ITEMS, min_size=1, max_size=60)
-LIMITS = st.builds(Limits, batch_size=st.integers(1, 9), window=st.integers(1, 30), query_streak=st.integers(1, 4))
+LIMITS = st.builds(
+    Limits,
+    batch_size=st.integers(1, 9),
+    tokens=st.integers(1, 4000),
+    window=st.integers(1, 30),
+    query_streak=st.integers(1, 4),
+)
 
 
 def drain(queue: list[Pending], limits: Limits) -> list[list[int]]:
@@ -33,12 +39,14 @@ def test_every_item_is_served_once(queue, limits):
 
 @given(QUEUES, LIMITS)
 def test_batches_keep_to_the_limits(queue, limits):
-    """A batch has 1 to batch_size items, of one lane and one model, shortest first."""
+    """A batch has 1 to batch_size items, of one lane and one model, shortest first, and only alone exceeds `tokens`."""
     for batch in drain(queue, limits):
         items = [queue[i] for i in batch]
         assert 1 <= len(items) <= limits.batch_size
         assert len({(item.lane, item.group) for item in items}) == 1
-        assert [item.length for item in items] == sorted(item.length for item in items)
+        lengths = [item.length for item in items]
+        assert lengths == sorted(lengths)
+        assert len(lengths) == 1 or lengths[-1] * len(lengths) <= limits.tokens
 
 
 @given(QUEUES, LIMITS, st.integers(0, 5))
@@ -80,15 +88,24 @@ def test_a_query_passes_index_work():
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=40, unique=True), st.integers(1, 9))
-def test_padding_is_the_least_that_serves_the_oldest(lengths, size):
-    """Among neighbours in length that include the oldest item, the batch with the least padding is taken."""
+def test_neighbours_in_length_share_a_batch(lengths, size):
+    """A batch has the least padding of all neighbours in length around the oldest item, or drops shorter ones for less;
+    it is never more than half padding unless the oldest item itself is the short one."""
     queue = [Pending(length, Lane.INDEX) for length in lengths]
     batch = [lengths[i] for i in choose(queue, Limits(size)).positions]
     ordered = sorted(lengths)
     count = min(size, len(lengths))
     runs = [ordered[i : i + count] for i in range(len(ordered) - count + 1)]
-    best = min(max(run) * count - sum(run) for run in runs if lengths[0] in run)
-    assert max(batch) * count - sum(batch) == best
+    least = min(max(run) * count - sum(run) for run in runs if lengths[0] in run)
+    padding = max(batch) * len(batch) - sum(batch)
+    assert padding == least if len(batch) == count else padding < least
+    assert padding <= sum(batch) or min(batch) == lengths[0]
+
+
+def test_a_long_item_does_not_drag_short_ones_along():
+    """One long item among short ones takes at most one of them with it, rather than padding all to its length."""
+    queue = [Pending(length, Lane.INDEX) for length in (900, *[5] * 63)]
+    assert len(choose(queue, Limits(64)).positions) <= 2
 
 
 def test_lane_follows_from_the_size_of_the_request():

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,7 @@ def each(request, tmp_path_factory) -> Iterator[Engine]:
 def own(tmp_path) -> Iterator[Engine]:
     """A tiny embedder that a test may break."""
     folder = tiny.save_encoder(tmp_path / "bert", "bert")
-    limits = {"max_batch_size": 4, "max_queue": 8, "queue_wait_s": 0.1, "stall_limit_s": 0.3}
-    with tiny.loaded(folder, folder, **limits) as engine:
+    with tiny.loaded(folder, folder, max_batch_size=4, max_queue=8, queue_wait_s=0.1) as engine:
         yield engine
 
 
@@ -236,6 +236,7 @@ def test_out_of_memory_is_survived(own, monkeypatch):
 def test_a_stalled_model_ends_in_503(own, monkeypatch):
     """When no batch ends for stall_limit_s, those who wait are told so."""
     _, gate = blocked(own, monkeypatch)
+    monkeypatch.setattr(own, "_settings", replace(own._settings, stall_limit_s=0.1))
     with pytest.raises(Unavailable) as caught:
         embed(own, ["a"])
     gate.set()

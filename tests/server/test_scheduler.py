@@ -67,8 +67,8 @@ class ScriptedModel:
 @pytest.fixture
 def scheduler() -> Iterator[Scheduler]:
     """A running scheduler of batches of 8."""
-    found = Scheduler(Limits(batch_size=8))
-    found.start()
+    found = Scheduler()
+    found.start(Limits(batch_size=8))
     yield found
     found.close()
 
@@ -230,10 +230,10 @@ def test_a_lost_device_ends_all_work_and_is_reported(error):
         raise error
 
     lost: list[BaseException] = []
-    scheduler = Scheduler(Limits(8), on_lost=lost.append)
+    scheduler = Scheduler(on_lost=lost.append)
     model = ScriptedModel(fault)
     model.gate.clear()
-    scheduler.start()
+    scheduler.start(Limits(8))
     running = scheduler.submit(model, items(1), Lane.INDEX)
     assert model.entered.wait(LIMIT_S)
     queued = scheduler.submit(model, items(2), Lane.INDEX)
