@@ -110,7 +110,7 @@ def test_an_http_error_has_the_shape_of_openai():
 
 
 def test_a_missing_extra_names_all_three_installers():
-    """Who lacks an extra reads the command for pipx, for uv and for pip, and the exit code is that of a prerequisite."""
+    """Who lacks an extra reads the command for pipx, for uv and for pip; the exit code is that of a prerequisite."""
     error = ExtraMissing("server", "torch")
     assert "'torch'" in error.message
     assert Exit.PREREQUISITE == error.exit_code

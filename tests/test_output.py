@@ -209,7 +209,7 @@ def test_a_phase_is_named_once_where_there_is_no_terminal(capsys: pytest.Capture
 def test_on_a_terminal_the_line_lives_only_as_long_as_the_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """The live line shows the phase with its percentage, ends with the block even when that fails, and spares stdout."""
+    """The live line ends with its block even when that fails, leaves the cursor visible, and spares stdout."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     out = Output("up")
     with pytest.raises(KeyboardInterrupt), out.progress("starting"):

@@ -62,11 +62,12 @@ def start() -> Iterator[Callable[..., tuple[subprocess.Popen[bytes], str]]]:
 
 def record_of(pid: int, service: str = EMBED, **changes: Any) -> Record:
     """The record that a live process would have written of itself."""
-    record = Record(service, pid, psutil.Process(pid).create_time(), "http://127.0.0.1:1", "m", "", {})
+    record = Record(service, pid, psutil.Process(pid).create_time(), "http://127.0.0.1:1", "m", "p", "", {})
     return replace(record, **changes)
 
 
 def write(record: Record) -> None:
+    """Put a record where its service's lies."""
     path = services.record_file(record.service)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(record)), encoding="utf-8")
@@ -80,12 +81,12 @@ def test_a_service_is_known_while_its_block_runs():
     settings = Settings(api_key=SECRET, trust_remote_code=("a/b",), preset="mini")
     with (
         pytest.raises(ZeroDivisionError),
-        services.registered(EMBED, settings, url="http://127.0.0.1:8001", model="a/b"),
+        services.registered(EMBED, settings, url="http://127.0.0.1:8001", model="a/b", program="p"),
     ):
         found = services.find(EMBED)
         assert found is not None
-        expected = (EMBED, os.getpid(), "http://127.0.0.1:8001", "a/b", "mini")
-        assert expected == (found.service, found.pid, found.url, found.model, found.preset)
+        expected = (EMBED, os.getpid(), "http://127.0.0.1:8001", "a/b", "p", "mini")
+        assert expected == (found.service, found.pid, found.url, found.model, found.program, found.preset)
         assert services.spec_of(EMBED, settings) == found.spec
         assert services.find(GENERATION) is None
         raise ZeroDivisionError
@@ -95,14 +96,14 @@ def test_a_service_is_known_while_its_block_runs():
 
 def test_a_record_holds_no_key():
     """The file of a running service tells that there is a key, and not which."""
-    with services.registered(EMBED, Settings(api_key=SECRET), url="", model=""):
+    with services.registered(EMBED, Settings(api_key=SECRET), url="", model="", program=""):
         assert SECRET not in services.record_file(EMBED).read_text(encoding="utf-8")
 
 
 def test_a_record_that_belongs_to_a_successor_is_left_alone(start):
     """A supervisor that ends late does not remove the record of the one that follows it."""
     other, _ = start(SLEEPER)
-    with services.registered(EMBED, Settings(), url="", model=""):
+    with services.registered(EMBED, Settings(), url="", model="", program=""):
         write(record_of(other.pid))
     found = services.find(EMBED)
     assert found is not None
@@ -143,8 +144,8 @@ def test_a_recycled_pid_is_not_believed(start):
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "null", "{}", '{"service": "embed"}', "\x00"]
-    + [json.dumps({**asdict(Record(EMBED, pid, 1.0, "", "", "", {}))}) for pid in (-1, 0, 2**40)]
-    + [json.dumps({**asdict(Record(EMBED, 1, 1.0, "", "", "", {})), "pid": "x"})],
+    + [json.dumps({**asdict(Record(EMBED, pid, 1.0, "", "", "", "", {}))}) for pid in (-1, 0, 2**40)]
+    + [json.dumps({**asdict(Record(EMBED, 1, 1.0, "", "", "", "", {})), "pid": "x"})],
 )
 def test_a_damaged_record_is_no_record(text: str):
     """Whatever stands in a record's file, looking for the service gives an answer and never fails."""
@@ -277,8 +278,17 @@ def test_the_holder_of_a_port_is_named():
 
 @pytest.mark.parametrize(
     ("host", "expected"),
-    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("", "127.0.0.1"), ("::", "[::1]"), ("[::]", "[::1]")]
-    + [("::1", "[::1]"), ("[::1]", "[::1]"), ("box.lan", "box.lan"), ("192.168.1.5", "192.168.1.5")],
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("", "127.0.0.1"),
+        ("::", "[::1]"),
+        ("[::]", "[::1]"),
+        ("::1", "[::1]"),
+        ("[::1]", "[::1]"),
+        ("box.lan", "box.lan"),
+        ("192.168.1.5", "192.168.1.5"),
+    ],
 )
 def test_this_machine_reaches_itself(host: str, expected: str):
     """A wildcard address is reached by loopback of its family; an IPv6 address stands in brackets."""

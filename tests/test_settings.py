@@ -212,6 +212,7 @@ def test_the_key_is_never_shown(bad: str, value: str):
 
 
 def key_file(folder: Path, content: bytes) -> str:
+    """A key file with this content."""
     path = folder / "key"
     path.write_bytes(content)
     return str(path)
@@ -224,8 +225,14 @@ def test_a_key_file_holds_one_key(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("content", "code"),
-    [(b"", "key.invalid"), (b" \n", "key.invalid"), (b"aaa bbb", "key.invalid"), (b"ccc\nddd", "key.invalid")]
-    + [("schlüssel".encode(), "key.invalid"), (b"\xff\xfe", "key.unreadable")],
+    [
+        (b"", "key.invalid"),
+        (b" \n", "key.invalid"),
+        (b"aaa bbb", "key.invalid"),
+        (b"ccc\nddd", "key.invalid"),
+        ("schlüssel".encode(), "key.invalid"),
+        (b"\xff\xfe", "key.unreadable"),
+    ],
 )
 def test_a_file_without_exactly_one_key_is_refused(content: bytes, code: str, tmp_path: Path):
     """A file that holds no key, several, or one that no HTTP header can carry is named, and its content is not."""
@@ -261,7 +268,7 @@ def test_a_key_in_the_environment_beats_a_file_named_there(tmp_path: Path):
 
 @pytest.mark.parametrize("key", ["schlüssel", "two words"])
 def test_a_key_that_no_header_can_carry_is_refused_from_the_environment_too(key: str):
-    """The rule for keys in files holds for the variable: otherwise every client would get a 401 that nobody can explain."""
+    """The rule for keys in files holds for the variable; otherwise every client would get a 401 without a reason."""
     with pytest.raises(ConfigError) as caught:
         resolve({}, {"QMD_REMOTE_API_KEY": key}).key  # noqa: B018 - reading the key is what is tested
     assert key not in caught.value.message
@@ -272,9 +279,22 @@ def test_a_key_that_no_header_can_carry_is_refused_from_the_environment_too(key:
 
 @pytest.mark.parametrize(
     ("host", "expected"),
-    [("127.0.0.1", True), ("127.9.8.7", True), ("localhost", True), ("::1", True), ("[::1]", True)]
-    + [("0.0.0.0", False), ("::", False), ("", False), ("192.168.1.5", False), ("fe80::1", False), ("box", False)]
-    + [("localhost.example.org", False), ("127.0.0.1.example.org", False), ("1", False)],
+    [
+        ("127.0.0.1", True),
+        ("127.9.8.7", True),
+        ("localhost", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("", False),
+        ("192.168.1.5", False),
+        ("fe80::1", False),
+        ("box", False),
+        ("localhost.example.org", False),
+        ("127.0.0.1.example.org", False),
+        ("1", False),
+    ],
 )
 def test_what_counts_as_loopback(host: str, expected: bool):
     """Loopback is what only this machine can reach; every other name or address counts as reachable."""

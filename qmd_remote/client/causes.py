@@ -16,6 +16,7 @@ from qmd_remote.client.http import CONNECT_S, REQUEST_S, Answer
 _NO_ROUTE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN}
 _BROKEN_OFF = {errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED}
 _OTHER_SERVICE = "check host and port: unless you changed them, the embed server has port 8001 and generation 8000"
+_TAKE_IT = "the server must take QMD's fields and model name: qmd-remote config write sets the name that a server knows"
 _SEE_LOG = "see the server's log: qmd-remote logs"
 
 
@@ -135,7 +136,7 @@ def _classify_answer(answer: Answer, url: str, *, with_key: bool) -> Cause:
     if status >= 500:
         return Cause("server_error", f"{where} fails: {status}{said}", _SEE_LOG)
     if status >= 400 and status not in {404, 405}:
-        return Cause("refused_request", f"{where} refuses QMD's request: {status}{said}", _OTHER_SERVICE)
+        return Cause("refused_request", f"{where} refuses QMD's request: {status}{said}", _TAKE_IT)
     return _wrong_service(answer, url, said)
 
 

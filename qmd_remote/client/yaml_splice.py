@@ -24,6 +24,7 @@ _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9._/:@+%=~-]*(?<!:)")
 _WORDS = frozenset(["y", "n", "yes", "no", "on", "off", "true", "false", "null"])
 _UNSAFE = re.compile("[\x85\u2028\u2029\ufeff]")
 
+Pair = tuple[Node, Node]
 Place = Literal["beside", "top", "end", "before_last"]
 
 
@@ -49,7 +50,7 @@ def splice(text: str, wanted: RemoteBlock, *, name: str = "index.yml") -> str:
     document = parse(text, name)
     _require_editable(document)
     tree = wanted.tree()
-    block = document.root.get(BLOCK) if document.root else None
+    block = _own_pair(document)
     places: tuple[Place, ...] = ("beside", "top") if block else ("end", "before_last")
     for place in places:
         edits = list(
@@ -131,7 +132,7 @@ def _append(document: Document, tree: Tree, place: Place) -> Iterator[_Edit]:
     yield _Edit(at, at, _lines(document, {BLOCK: tree}, column, STEP), lines=True)
 
 
-def _change(document: Document, pair: tuple[Node, Node], tree: Tree, *, step: int, place: Place) -> Iterator[_Edit]:
+def _change(document: Document, pair: Pair, tree: Tree, *, step: int, place: Place) -> Iterator[_Edit]:
     """The edits that make the mapping under `key` hold `tree`. New keys go beside their neighbour, or to the top."""
     key, value = pair
     own = document.column(key.start)
@@ -241,13 +242,20 @@ def _is_as_wanted(before: Document, after: str, tree: Tree) -> bool:
         return False
     if now.root is None or now.root.kind != "mapping":
         return False
-    old_pairs = before.root.pairs if before.root else ()
-    kept, kept_now = ([pair for pair in pairs if pair[0].value != BLOCK] for pairs in (old_pairs, now.root.pairs))
     same_frame = now.bom == before.bom and now.explicit_start == before.explicit_start
     same_end = (now.end_marker is None) == (before.end_marker is None)
-    old = before.root.get(BLOCK) if before.root else None
-    new = now.root.get(BLOCK)
-    return kept == kept_now and same_frame and same_end and new is not None and _holds(new[1], old and old[1], tree)
+    old, new = _own_pair(before), _own_pair(now)
+    if new is None or not same_frame or not same_end or _others(before, old) != _others(now, new):
+        return False
+    return _holds(new[1], old and old[1], tree)
+
+
+def _own_pair(document: Document) -> Pair | None:
+    return document.root.get(BLOCK) if document.root else None
+
+
+def _others(document: Document, own: Pair | None) -> list[Pair]:
+    return [pair for pair in (document.root.pairs if document.root else ()) if pair is not own]
 
 
 def _holds(new: Node, old: Node | None, tree: Tree) -> bool:

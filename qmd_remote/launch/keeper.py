@@ -21,7 +21,7 @@ from qmd_remote.errors import QmdRemoteError
 from qmd_remote.launch import dialect, hardware, plan, relay
 from qmd_remote.output import Output
 from qmd_remote.settings import Settings
-from qmd_remote.supervision import Child, Supervisor, listen
+from qmd_remote.supervision import PATIENT_THREADS, Child, Supervisor, listen
 
 # the engines are other people's programs: tell them not to phone home, and not to look for updates
 QUIET = {
@@ -50,7 +50,7 @@ def main() -> int:
 
 async def _keep(settings: Settings, generation: plan.GenerationPlan, listener: socket.socket) -> int:
     port = free_port()
-    env = {**os.environ, **QUIET, **generation.env}
+    env = {**PATIENT_THREADS, **os.environ, **QUIET, **generation.env}
     # the engine listens on loopback for the relay only; our key is not its business
     env.pop("QMD_REMOTE_API_KEY", None)
     child = Child(

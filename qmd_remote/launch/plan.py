@@ -33,7 +33,7 @@ class GenerationPlan:
     """How generation is provided.
 
     `engine` is process, external or off. `argv` holds PORT where the private port goes. `reason` says why it is off,
-    and `hint` how to get it. `constrained` tells whether the engine can force an answer's form.
+    and `hint` how to get it.
     """
 
     engine: str

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from qmd_remote.client.checks import ModelNames, Report, Target, run_checks
+
+NAMES = ModelNames(embed="my/embed", generate="my/generate", rerank="my/rerank")
 DIMENSION = 64
 EXPANSION = "lex: passport renewal\nvec: what is needed to renew a passport\nhyde: A passport is renewed at the office."
 
@@ -133,6 +136,18 @@ def serve() -> Iterator[Callable[..., Stub]]:
             return stub
 
         yield start
+
+
+@pytest.fixture
+def check() -> Callable[..., Report]:
+    """Check one service, a stand-in or a URL, as both; `check(stub, key=…, limit_s=…)` changes the target."""
+
+    def run(service: Stub | str, *, limit_s: float = 20.0, **changes: Any) -> Report:
+        url = service.url if isinstance(service, Stub) else service
+        target = {"embed_url": url, "generation_url": url, "models": NAMES, **changes}
+        return run_checks(Target(**target), limit_s=limit_s)
+
+    return run
 
 
 @pytest.fixture

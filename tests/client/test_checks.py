@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from qmd_remote.client.checks import ModelNames, Report, Target, run_checks
@@ -25,14 +21,6 @@ ROWS = [
     "chat",
     "expansion",
 ]
-
-
-def check(stub: Any, **changes: Any) -> Report:
-    """Check one service that stands for both."""
-    url = stub if isinstance(stub, str) else stub.url
-    target = {"embed_url": url, "generation_url": url, "models": NAMES, **changes}
-    limit_s = target.pop("limit_s", 20.0)
-    return run_checks(Target(**target), limit_s=limit_s)
 
 
 def row(report: Report, name: str) -> CheckResult:
@@ -61,7 +49,7 @@ def test_a_good_service_passes_every_row(serve):
     assert all(one.latency_ms is not None for one in report.rows if one.name not in {"key", "expansion"})
 
 
-def test_the_bodies_are_those_that_qmd_sends(serve):
+def test_the_bodies_are_those_that_qmd_sends(serve, check):
     """Nothing but QMD's fields is sent, with the names configured."""
     stub = serve()
     check(stub)
@@ -82,7 +70,7 @@ def test_the_bodies_are_those_that_qmd_sends(serve):
     assert asked["messages"][1]["content"].startswith("/no_think ")
 
 
-def test_the_surrogate_travels_as_an_escape(serve):
+def test_the_surrogate_travels_as_an_escape(serve, check):
     """The lone surrogate goes over the wire as JavaScript writes it, other letters as UTF-8."""
     stub = serve()
     check(stub)
@@ -92,7 +80,7 @@ def test_the_surrogate_travels_as_an_escape(serve):
     assert "图书馆".encode() in raws[3]
 
 
-def test_the_key_is_sent_and_its_absence_is_turned_away(serve):
+def test_the_key_is_sent_and_its_absence_is_turned_away(serve, check):
     """With the right key all is well, and the row without the key sees its 401."""
     stub = serve(key="k-1")
     report = check(stub, key="k-1")
@@ -103,7 +91,7 @@ def test_the_key_is_sent_and_its_absence_is_turned_away(serve):
     assert ["Bearer k-1"] * 4 + [None] == sent
 
 
-def test_a_server_that_needs_no_key_is_pointed_out(serve):
+def test_a_server_that_needs_no_key_is_pointed_out(serve, check):
     """A key in the client and none on the server works, and is a warning."""
     report = check(serve(), key="k-1")
 
@@ -112,7 +100,7 @@ def test_a_server_that_needs_no_key_is_pointed_out(serve):
 
 
 @pytest.mark.parametrize("key", ["", "wrong"])
-def test_a_missing_or_wrong_key_is_the_first_cause(serve, key):
+def test_a_missing_or_wrong_key_is_the_first_cause(serve, key, check):
     """After the first 401 nothing more is sent, and the fix names the options."""
     stub = serve(key="right")
     report = check(stub, key=key)
@@ -124,7 +112,7 @@ def test_a_missing_or_wrong_key_is_the_first_cause(serve, key):
     assert [path for path, _, _ in stub.requests].count("/v1/embeddings") == 1
 
 
-def test_a_refused_connection_skips_the_rest_of_that_service_only(serve, closed_port):
+def test_a_refused_connection_skips_the_rest_of_that_service_only(serve, closed_port, check):
     """An embed server that is down costs one request, and generation is checked all the same."""
     report = check(serve(), embed_url=f"http://127.0.0.1:{closed_port}")
 
@@ -135,7 +123,7 @@ def test_a_refused_connection_skips_the_rest_of_that_service_only(serve, closed_
     assert {"ok"} == {row(report, name).status for name in ROWS[7:]}
 
 
-def test_a_server_that_never_answers_costs_two_waits_at_most(serve, silent):
+def test_a_server_that_never_answers_costs_two_waits_at_most(serve, silent, check):
     """After the first time-out of QMD's own requests the rest is skipped."""
     report = check(serve(), embed_url=silent, limit_s=0.3)
 
@@ -145,7 +133,7 @@ def test_a_server_that_never_answers_costs_two_waits_at_most(serve, silent):
     assert {"skip"} == {row(report, name).status for name in ROWS[2:7]}
 
 
-def test_a_name_that_does_not_resolve_is_a_dns_failure(serve):
+def test_a_name_that_does_not_resolve_is_a_dns_failure(serve, check):
     """The host is named."""
     report = check(serve(), generation_url="http://nonexistent.invalid:8000")
 
@@ -153,7 +141,7 @@ def test_a_name_that_does_not_resolve_is_a_dns_failure(serve):
     assert "nonexistent.invalid" in str(report.first_cause)
 
 
-def test_https_to_a_plain_port_is_a_tls_failure(serve):
+def test_https_to_a_plain_port_is_a_tls_failure(serve, check):
     """The fix says to write http."""
     stub = serve()
     report = check(stub, embed_url=stub.url.replace("http:", "https:"))
@@ -170,7 +158,7 @@ def test_https_to_a_plain_port_is_a_tls_failure(serve):
         (b"", "disconnected"),
     ],
 )
-def test_what_does_not_speak_http_is_recognised(talks_nonsense, said, code):
+def test_what_does_not_speak_http_is_recognised(talks_nonsense, said, code, check):
     """Another protocol on the port, or a connection closed at once, has a name of its own."""
     assert code == check(talks_nonsense(said)).first_cause.code
 
@@ -188,7 +176,7 @@ def test_what_does_not_speak_http_is_recognised(talks_nonsense, said, code):
         (b"\xff\xfe", "not as QMD needs it"),
     ],
 )
-def test_another_service_on_the_port_is_recognised(serve, answer, words):
+def test_another_service_on_the_port_is_recognised(serve, answer, words, check):
     """A page, a 404 or JSON of another kind is called what it is."""
     report = check(serve(v1_embeddings=lambda *_: answer))
 
@@ -211,7 +199,7 @@ def test_another_service_on_the_port_is_recognised(serve, answer, words):
         ((404, {"error": {"message": "The model `x` does not exist."}}), "unknown_model", "does not exist"),
     ],
 )
-def test_every_error_status_has_its_cause(serve, answer, code, words):
+def test_every_error_status_has_its_cause(serve, answer, code, words, check):
     """The status and the server's own words are passed on, without control characters or secrets."""
     report = check(serve(v1_chat_completions=lambda *_: answer))
 
@@ -223,7 +211,7 @@ def test_every_error_status_has_its_cause(serve, answer, code, words):
     assert row(report, "expansion").status == "skip"
 
 
-def test_a_url_with_v1_at_its_end_is_tested_as_qmd_would_use_it(serve):
+def test_a_url_with_v1_at_its_end_is_tested_as_qmd_would_use_it(serve, check):
     """QMD would ask for /v1/v1/embeddings, so the check does, and says what to leave out."""
     stub = serve()
     report = check(stub, embed_url=f"{stub.url}/v1")
@@ -233,7 +221,7 @@ def test_a_url_with_v1_at_its_end_is_tested_as_qmd_would_use_it(serve):
 
 
 @pytest.mark.parametrize("url", ["box:8001", "http://", "http://[::1", "ftp://box", "http://user:secret@box"])
-def test_a_text_that_is_no_url_fails_without_a_request(serve, url):
+def test_a_text_that_is_no_url_fails_without_a_request(serve, url, check):
     """What QMD's config calls a URL may be none; a password in it is not repeated."""
     report = check(serve(), embed_url=url, generation_url=url, models=ModelNames())
 
@@ -249,7 +237,7 @@ def test_a_service_that_is_not_there_is_skipped_with_its_reason(serve):
     assert not report.failed
 
 
-def test_a_key_that_no_header_can_hold_is_a_configuration_error(serve):
+def test_a_key_that_no_header_can_hold_is_a_configuration_error(serve, check):
     """A key with a line end in it is named as the culprit, without being shown."""
     with pytest.raises(ConfigError) as caught:
         check(serve(), key="k\n1")
@@ -257,195 +245,7 @@ def test_a_key_that_no_header_can_hold_is_a_configuration_error(serve):
     assert "k\n1" not in caught.value.message
 
 
-def entries(count: int) -> list[dict[str, Any]]:
-    """Good entries, all of one vector."""
-    return [{"index": index, "embedding": [1.0, 0.0]} for index in range(count)]
-
-
-def embedded(change: Callable[[list[dict[str, Any]]], Any]) -> Callable[..., Any]:
-    """An embeddings handler that is good but for `change`, made to batches of 32 only."""
-
-    def handler(body: Any, _: Any) -> Any:
-        count = 1 if isinstance(body["input"], str) else len(body["input"])
-        data = entries(count)
-        return {"data": (change(data) or data) if count == 32 else data}
-
-    return handler
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda data: data[:31], "31 vectors"),
-        (lambda data: data[3].pop("index") and None, "`index` is null"),
-        (lambda data: data[3].update(index=4), "`index` 3 is missing"),
-        (lambda data: data[3].update(index=32), "`index` is 32"),
-        (lambda data: data[3].update(index="3"), '`index` is "3"'),
-        (lambda data: data[3].update(index=True), "`index` is true"),
-        (lambda data: [1] * 32, "`index` is null"),
-        (lambda data: data[3].update(embedding=[1.0, 0.0, 0.0]), "different dimensions: 2, 3"),
-        (lambda data: [one | {"embedding": [1.0, 0, 0]} for one in data], "3 numbers a vector, and 2 for a single"),
-        (lambda data: data[3].update(embedding=[0.5, 0.0]), "length 0.5000"),
-        (lambda data: data[3].update(embedding=[None, 1.0]), "text 3 holds null"),
-        (lambda data: data[3].update(embedding=["1.0", 0.0]), 'holds "1.0"'),
-        (lambda data: data[3].update(embedding=[True, 0.0]), "holds true"),
-        (lambda data: data[3].update(embedding=[10**400, 0.0]), "no finite number"),
-        (lambda data: data[3].update(embedding=[float("nan"), 0.0]), "holds NaN, which is not JSON"),
-        (lambda data: data[3].update(embedding=[]), "no list of numbers"),
-        (lambda data: data[3].update(embedding="AACAPwAAAAA="), "base64"),
-        (lambda data: [one | {"embedding": [0.0, 1.0]} for one in data], "another vector in a batch"),
-    ],
-)
-def test_a_batch_that_would_corrupt_the_index_fails(serve, change, words):
-    """Each way in which 32 vectors can be wrong is found and named, and the next rows still run."""
-    report = check(serve(v1_embeddings=embedded(change)))
-
-    assert row(report, "batch").status == "fail"
-    assert words in row(report, "batch").received
-    assert row(report, "batch").cause == report.first_cause.code == "bad_answer"
-    assert row(report, "batch").fix
-    assert row(report, "rerank").status == "ok"
-
-
-def test_a_number_too_large_for_a_float_is_not_finite(serve):
-    """1e999 is valid JSON and no finite number."""
-    body = json.dumps({"data": entries(1)}).replace("1.0", "1e999").encode()
-    report = check(serve(v1_embeddings=lambda *_: body))
-
-    assert "holds Infinity, no finite number" in row(report, "one text").received
-
-
-def test_a_batch_out_of_order_is_a_warning(serve):
-    """QMD goes by `index`; other clients trust the order."""
-    report = check(serve(v1_embeddings=embedded(lambda data: data[::-1])))
-
-    assert row(report, "batch").status == "warn"
-    assert "out of order" in row(report, "batch").received
-
-
-def test_a_server_that_dies_of_a_surrogate_fails_that_row_only(serve):
-    """A 500 for the cut emoji does not hide what comes after it."""
-
-    def fragile(body: Any, headers: Any) -> Any:
-        try:
-            json.dumps(body, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            return 500, {"error": {"message": "surrogates not allowed"}}
-        count = 1 if isinstance(body["input"], str) else len(body["input"])
-        return {"data": entries(count)}
-
-    report = check(serve(v1_embeddings=fragile))
-
-    assert {"half an emoji"} == {one.name for one in report.rows if one.status == "fail"}
-
-
-def scored(change: Callable[[list[dict[str, Any]]], Any]) -> Callable[..., Any]:
-    """A rerank handler that is good but for `change`."""
-
-    def handler(body: Any, _: Any) -> Any:
-        results = [
-            {"index": index, "relevance_score": 0.9 if index == 23 else 0.1 + index / 1000} for index in range(40)
-        ]
-        return {"results": change(results) or results}
-
-    return handler
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda results: results[:20], "20 scores came back for 40"),
-        (lambda results: results[3].update(index=4), "`index` 3 is missing"),
-        (lambda results: results[3].update(index=-1), "`index` is -1"),
-        (lambda results: results[3].update(relevance_score=-2.5), "-2.500, outside [0, 1]"),
-        (lambda results: results[3].update(relevance_score=1.01), "1.010, outside [0, 1]"),
-        (lambda results: results[3].update(relevance_score=None), "null, no finite number"),
-        (lambda results: results[3].update(relevance_score=float("nan")), "NaN"),
-        (lambda results: results[3].pop("relevance_score") and None, "null, no finite number"),
-        (lambda results: [one | {"relevance_score": 0.5} for one in results], "every document has the score 0.5"),
-    ],
-)
-def test_scores_that_would_poison_the_cache_fail(serve, change, words):
-    """Each way in which 40 scores can be wrong is found and named."""
-    report = check(serve(v1_rerank=scored(change)))
-
-    assert row(report, "rerank").status == "fail"
-    assert words in row(report, "rerank").received
-    assert row(report, "rerank").fix
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda results: results[23].update(relevance_score=0.11), "only relevant one is number"),
-        (
-            lambda results: [one | {"relevance_score": 0.5 + one["relevance_score"] / 5} for one in results],
-            "second sigmoid",
-        ),
-    ],
-)
-def test_a_poor_ranking_is_a_warning(serve, change, words):
-    """A planted document that is not first, and scores squeezed into 0.5–0.73, are pointed out."""
-    report = check(serve(v1_rerank=scored(change)))
-
-    assert row(report, "rerank").status == "warn"
-    assert words in row(report, "rerank").received + row(report, "rerank").fix
-
-
-def test_results_may_come_in_any_order(serve):
-    """QMD goes by `index`, so the order of the results is free."""
-    assert row(check(serve(v1_rerank=scored(lambda results: results[::-1]))), "rerank").status == "ok"
-
-
-def said(content: Any) -> Callable[..., Any]:
-    """A chat handler that answers this text."""
-    return lambda *_: {"choices": [{"message": {"content": content}, "finish_reason": "length"}]}
-
-
-@pytest.mark.parametrize(
-    ("constrained", "words"), [(False, "cannot constrain"), (True, "can constrain"), (None, "if this")]
-)
-def test_an_expansion_that_qmd_cannot_use_is_a_warning_with_the_reason(serve, constrained, words):
-    """Words that miss the form cost quality only, and the reason depends on the engine."""
-    report = check(serve(v1_chat_completions=said("1. lex: a\nSure!")), generation_constrained=constrained)
-
-    assert row(report, "chat").status == "ok"
-    assert row(report, "expansion").status == "warn"
-    assert words in row(report, "expansion").fix
-    assert not report.failed
-
-
-@pytest.mark.parametrize("content", [None, "", "  \n", 5])
-def test_a_chat_answer_without_text_fails(serve, content):
-    """An empty answer is no answer."""
-    report = check(serve(v1_chat_completions=said(content)))
-
-    assert row(report, "chat").cause == "bad_answer"
-    assert row(report, "expansion").status == "skip"
-
-
-def test_lost_lines_of_an_expansion_are_counted(serve):
-    """An answer of which QMD uses a part is ok, and the loss is told."""
-    report = check(serve(v1_chat_completions=said("lex: a\n- vec: passport\nvec: nothing shared")))
-
-    assert "1 lex; 2 lines lost" == row(report, "expansion").received
-
-
-def test_a_generation_service_without_completions_is_a_warning(serve):
-    """Only some clients use /v1/completions."""
-    report = check(serve(v1_completions=None))
-
-    assert row(report, "completion").status == "warn"
-    assert not report.failed
-
-
-@pytest.mark.parametrize("answer", [{"choices": [{"text": None}]}, {"choices": []}, {"choices": [3]}, {}])
-def test_a_completion_of_another_form_fails(serve, answer):
-    """A service that answers in another form is named as such."""
-    assert row(check(serve(v1_completions=lambda *_: answer)), "completion").status == "fail"
-
-
-def test_generation_is_asked_for_its_own_model_name(serve):
+def test_generation_is_asked_for_its_own_model_name(serve, check):
     """Unlike the embed server, a generation service takes only its own name, so it is asked for it."""
     stub = serve(v1_models=lambda *_: {"data": [{"id": "own/name"}]})
     check(stub, models=ModelNames())
@@ -478,7 +278,7 @@ def test_quick_checks_send_little(serve):
         ((503, {"status": "failed"}), "fail", "failed"),
     ],
 )
-def test_health_informs_and_fails_only_on_a_reported_failure(serve, answer, status, words):
+def test_health_informs_and_fails_only_on_a_reported_failure(serve, answer, status, words, check):
     """QMD does not ask for /health, so another form of it is no failure."""
     report = check(serve(health=lambda *_: answer))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qmd_remote.client import qmd_config
 from qmd_remote.client.qmd_config import apply, normalise_url, plan_write, read
 from qmd_remote.client.remote_block import KEEP, ModelNames, RemoteBlock
 from qmd_remote.errors import ConfigError, UsageError
@@ -246,6 +247,31 @@ def test_a_file_that_became_unsafe_meanwhile_is_left_alone(existing):
         apply(change)
 
     assert "remote: {url: x}\n" == existing.read_text()
+
+
+def test_a_file_that_changes_all_the_time_is_given_up(existing, monkeypatch):
+    """Three plans overtaken by another program are enough; nothing is written."""
+    texts = iter(f"a: {number}\n" for number in range(100))
+    monkeypatch.setattr(qmd_config, "_read", lambda _: next(texts))
+    with pytest.raises(ConfigError, match="changes all the time"):
+        apply(plan_write(existing, WANTED))
+
+    assert b"# notes\r\ncollections: {}\r\n" == existing.read_bytes()
+
+
+def test_the_owner_is_kept_where_that_is_allowed(existing, monkeypatch):
+    """Root writing a user's file leaves it the user's; who may not give files away writes it all the same."""
+    asked = []
+
+    def refuse(_: int, *owner: int) -> None:
+        asked.append(owner)
+        raise PermissionError
+
+    monkeypatch.setattr(os, "geteuid", lambda: existing.stat().st_uid + 1)
+    monkeypatch.setattr(os, "fchown", refuse)
+    apply(plan_write(existing, WANTED))
+
+    assert [(existing.stat().st_uid, existing.stat().st_gid)] * 2 == asked
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(existing, monkeypatch):

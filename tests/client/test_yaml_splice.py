@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from qmd_remote.client.remote_block import KEEP, ModelNames, RemoteBlock
-from qmd_remote.client.yaml_splice import splice
+from qmd_remote.client.yaml_document import parse
+from qmd_remote.client.yaml_splice import _is_as_wanted, splice
 from qmd_remote.errors import ConfigError, UsageError
 
 ONE_URL = RemoteBlock(url="http://box:8001")
@@ -236,6 +237,41 @@ def test_an_edit_that_would_change_another_value_is_refused() -> None:
     """Where removing a line would lengthen the text above it, nothing is written."""
     with pytest.raises(ConfigError, match="cannot be edited safely"):
         splice("remote:\n  url: x\n  own: |+\n    kept\n\n  embed_url: y\n\n# end\n", ONE_URL)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("remote:\n  url: http://box:8001\n", "remote:\n  url: http://box:8001"),
+        ("url:", "\turl:"),
+        ("a: 12:30", "a: '12:30'"),
+        ("a: 12:30", "a: 750"),
+        ("a: 12:30\n", ""),
+        ("b: &x y", "b: y"),
+        ("c: *x", "c: *remote"),
+        ("own: [1]", "own: [2]"),
+        ("own: [1]\n", ""),
+        ("url: http://box:8001", "url: http://other"),
+        ("url: http://box:8001", "embed_url: http://box:8001"),
+        ("embed: e", "embed: 1e3"),
+        ("models:", "odd:"),
+        ("---\n", ""),
+        ("c: *x\n", "c: *x\n...\n"),
+        ("---\na: 12:30", "\ufeff---\na: 12:30"),
+        (None, ""),
+        (None, "- a\n"),
+    ],
+)
+def test_the_net_below_the_splice_catches_every_other_change(old: str | None, new: str) -> None:
+    """A result that is not exactly what was wanted is told from one that is."""
+    before = "---\na: 12:30\nb: &x y\nz: &remote q\nremote:\n  own: [1]\nc: *x\n"
+    wanted = RemoteBlock(url="http://box:8001", models=ModelNames(embed="e"))
+    good = splice(before, wanted)
+    bad = new if old is None else good.replace(old, new, 1)
+    same = bad.removesuffix("\n") == good.removesuffix("\n")
+
+    assert _is_as_wanted(parse(before), good, wanted.tree())
+    assert same == _is_as_wanted(parse(before), bad, wanted.tree())
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ class Scripted:
                 self.end_headers()
                 self.wfile.write(service.body)
 
-            def log_message(self, format: str, *args: object) -> None:
+            def log_message(self, *args: object) -> None:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
