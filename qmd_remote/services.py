@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,10 @@ class Record:
     pid: int
     created: float
     url: str
-    model: str
-    program: str
-    preset: str
-    spec: Mapping[str, Any]
+    model: str = ""
+    program: str = ""
+    preset: str = ""
+    spec: Mapping[str, Any] = field(default_factory=dict)
 
 
 def record_file(service: str) -> Path:
@@ -89,7 +89,9 @@ def registered(service: str, settings: Settings, *, url: str, model: str, progra
 def find(service: str) -> Record | None:
     """The record of a service whose process is alive, else None."""
     try:
-        record = Record(**json.loads(record_file(service).read_text(encoding="utf-8")))
+        values = json.loads(record_file(service).read_text(encoding="utf-8"))
+        # another version of this program may have written more, or less: it is a running service all the same
+        record = Record(**{f.name: values[f.name] for f in fields(Record) if f.name in values})
     except (OSError, ValueError, TypeError):
         return None
     return record if process_of(record) is not None else None

@@ -141,6 +141,19 @@ def test_a_recycled_pid_is_not_believed(start):
     assert process.poll() is None
 
 
+def test_the_record_of_another_version_is_believed(start):
+    """A service that an older or newer qmd-remote started can still be found, and so be stopped, after an upgrade."""
+    process, _ = start(SLEEPER)
+    members = asdict(record_of(process.pid))
+    del members["program"]
+    path = services.record_file(EMBED)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**members, "colour": "green"}), encoding="utf-8")
+    found = services.find(EMBED)
+    assert found is not None
+    assert process.pid == found.pid
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "null", "{}", '{"service": "embed"}', "\x00"]

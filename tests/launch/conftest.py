@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 LOGS = Path(__file__).parent.parent / "logs"
+MARK = "QMD_REMOTE_TEST_FOLDER"  # in the environment of whatever a test starts
 
 
 @pytest.fixture
@@ -20,6 +21,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """All state of qmd-remote in a folder of the test's own; whatever a test leaves running there is ended."""
     folder = tmp_path / "home"
     monkeypatch.setenv("QMD_REMOTE_HOME", str(folder))
+    monkeypatch.setenv(MARK, str(tmp_path))
     for name in ("QMD_REMOTE_API_KEY", "QMD_REMOTE_API_KEY_FILE", "QMD_REMOTE_PRESET"):
         monkeypatch.delenv(name, raising=False)
     yield folder
@@ -29,12 +31,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def living_in(folder: Path) -> list[psutil.Process]:
-    """The processes, this one aside, that were started with a QMD_REMOTE_HOME inside `folder`."""
+    """The processes, this one aside, that a test with this folder started, directly or not."""
     found = []
     for process in psutil.process_iter():
         try:
-            theirs = process.environ().get("QMD_REMOTE_HOME", "")
-            if process.pid != os.getpid() and theirs and Path(theirs).is_relative_to(folder):
+            if process.pid != os.getpid() and process.environ().get(MARK) == str(folder):
                 found.append(process)
         except psutil.Error:
             continue
@@ -43,7 +44,7 @@ def living_in(folder: Path) -> list[psutil.Process]:
 
 @pytest.fixture
 def still_running(tmp_path: Path) -> Callable[[], list[str]]:
-    """Which processes of this test's home live (and are no zombies), as their command lines."""
+    """Which processes of this test live (and are no zombies), as their command lines."""
 
     def look() -> list[str]:
         lines = []
