@@ -53,7 +53,18 @@ def cli_page() -> str:
     return "\n".join(parts)
 
 
-EXIT_CODES = """## Exit codes
+EXIT_CODES = """## JSON
+
+With `--json` a command writes one document to stdout, whatever happens, and its progress nowhere:
+
+```json
+{"schema": 1, "command": "status", "ok": false, "exit_code": 3, "data": {"services": []},
+ "error": {"code": "not_running", "message": "neither service is running", "hint": "qmd-remote up"}, "warnings": []}
+```
+
+`error` is null when all went well; `warnings` holds objects with `message` and `hint`.
+
+## Exit codes
 
 | code | meaning |
 |---|---|
