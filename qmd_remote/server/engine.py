@@ -161,6 +161,7 @@ class Engine:
             "max_batch_size": self._settings.max_batch_size,
             "max_batch_tokens": models.device.batch_tokens,
             "threads": models.threads,
+            "queued": self._scheduler.queued,
             "reranker": models.reranker.kind,
             "sources": {"embed": models.embed_source.origin, "rerank": models.rerank_source.origin},
         }
@@ -170,7 +171,8 @@ class Engine:
         self._closed = True
         self._scheduler.close()
         self._cpu.shutdown(wait=False, cancel_futures=True)
-        self._call_back()
+        if not self._settled:  # wake those who wait for the models
+            self._call_back()
 
     async def _settle(self, timeout: float) -> None:  # noqa: ASYNC109 - as above
         loop = asyncio.get_running_loop()
@@ -257,7 +259,7 @@ class Engine:
             self._scheduler.start(Limits(self._settings.max_batch_size, models.device.batch_tokens))
             self._warm_up(models)
         except _Closed:
-            pass
+            return
         except QmdRemoteError as error:
             self.failure = error
         except Exception as error:  # whatever it is, /health and the parent process have to hear of it

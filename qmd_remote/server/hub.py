@@ -164,7 +164,6 @@ def _bar(report: Callable[[int], None]) -> type:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "disable": True})
             self._bytes = 0
-            self.update(kwargs.get("initial") or 0)
 
         def update(self, n: float | None = 1) -> None:
             nonlocal most

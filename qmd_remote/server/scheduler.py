@@ -138,6 +138,11 @@ class Scheduler:
         """When (time.monotonic) the model thread last finished a batch."""
         return self._progress
 
+    @property
+    def queued(self) -> int:
+        """How many items wait for a batch."""
+        return len(self._waiting)
+
     def submit(self, model: Model[Any], items: Sequence[Prepared], lane: Lane) -> Future[Float32]:
         """Queue `items` (at least one); the future gives float32 [len(items), width], or an ApiError.
 

@@ -171,6 +171,16 @@ def test_progress_of_any_kind_puts_the_stall_limit_off(scripted, log_file: Path)
     assert 500 == story.wait(scripted.url, stall_s=150)
 
 
+def test_the_answers_to_our_own_questions_are_no_progress(scripted, log_file: Path):
+    """A service that stands still, and logs each of our health checks, stands still."""
+    scripted.status = 503
+    line = 'INFO:     127.0.0.1:54534 - "GET /health HTTP/1.1" 503 Service Unavailable\n'
+    story = Story(log_file, *[lambda: story.logs(line)] * 50, step_s=100)
+    with pytest.raises(WaitEnded) as caught:
+        story.wait(scripted.url)
+    assert "wait.stalled" == caught.value.code
+
+
 def test_the_hard_cap_ends_even_a_wait_with_progress(log_file: Path):
     """A start that goes on and on ends at the cap, and says how to allow more."""
     story = Story(log_file, *[lambda: story.logs("x")] * 100, step_s=100)

@@ -127,6 +127,23 @@ def test_saved_by_sentence_transformers_scores_the_same(tmp_path):
         np.testing.assert_allclose(rerank(engine, tiny.QUERY, tiny.CORPUS), expected, atol=1e-6)
 
 
+def test_activation_inside_a_dense_head_is_not_a_second_one(tmp_path):
+    """A Dense head that ends in a sigmoid of its own still scores with one sigmoid over its linear layer."""
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    encoder = tiny.save_encoder(tmp_path / "encoder", "bert")
+    torch.manual_seed(1)
+    head = Dense(tiny.HIDDEN, 1, activation_function=torch.nn.Sigmoid(), module_output_name="scores")
+    network = CrossEncoder(modules=[Transformer(str(encoder)), Pooling(tiny.HIDDEN, "mean"), head], device="cpu")
+    network.save_pretrained(str(tmp_path / "saved"))
+    head.activation_function = torch.nn.Identity()
+    pairs = [(tiny.QUERY, text) for text in tiny.CORPUS]
+    expected = sigmoid(network.predict(pairs, activation_fn=torch.nn.Identity()).astype(np.float64))
+    with tiny.loaded(tiny.mini_folder(), tmp_path / "saved") as engine:
+        np.testing.assert_allclose(rerank(engine, tiny.QUERY, tiny.CORPUS), expected, atol=1e-6)
+
+
 def test_two_labels_give_the_probability_of_yes(tmp_path):
     """A classifier of two labels scores with the softmax's share of the second."""
     folder = tiny.save_cross_encoder(tmp_path / "cross", "bert", labels=2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from qmd_remote.errors import ApiError, Unavailable
 from qmd_remote.server.batching import Lane, Limits
 from qmd_remote.server.model import Prepared
 from qmd_remote.server.scheduler import Admission, Scheduler
+from tests.server import tiny_models as tiny
 
 LIMIT_S = 30
 
@@ -83,14 +83,6 @@ def held(scheduler: Scheduler, model: ScriptedModel) -> None:
 def numbers(rows: np.ndarray) -> list[int]:
     """The item each row belongs to."""
     return [int(row[0]) for row in rows]
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + LIMIT_S
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_rows_come_back_in_order(scheduler):
@@ -240,7 +232,7 @@ def test_a_lost_device_ends_all_work_and_is_reported(error):
     model.gate.set()
     codes = [getattr(future.exception(LIMIT_S), "code", None) for future in (running, queued)]
     assert codes == ["failed", "failed"]
-    until(lambda: bool(lost))
+    tiny.until(lambda: bool(lost))
     assert len(lost) == 1
     assert scheduler.submit(model, items(3), Lane.INDEX).exception(LIMIT_S) is not None
     scheduler.close()
@@ -312,5 +304,21 @@ def test_cancelled_waiters_leave_no_trace():
             await asyncio.wait_for(behind, LIMIT_S)
         async with room.hold(4):
             pass
+
+    asyncio.run(story())
+
+
+def test_giving_up_in_the_moment_of_admission_gives_the_room_back():
+    """A caller cancelled after it was admitted, but before it could run, holds no room."""
+
+    async def story() -> None:
+        room = Admission(capacity=4, wait_s=LIMIT_S)
+        async with room.hold(3):
+            gone = asyncio.create_task(_enter(room, 4, []))
+            await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        assert gone.cancelled()
+        await asyncio.wait_for(_enter(room, 4, []), LIMIT_S / 2)
 
     asyncio.run(story())

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -230,6 +234,14 @@ def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**old, **changes}))
 
 
+def until(true: Callable[[], bool], limit_s: float = 60) -> None:
+    """Wait until something has become true."""
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 @contextmanager
 def loaded(embed: Path | str, rerank: Path | str, **settings: Any) -> Iterator[Engine]:
     """An engine that is ready, on the CPU."""
@@ -240,3 +252,32 @@ def loaded(embed: Path | str, rerank: Path | str, **settings: Any) -> Iterator[E
         yield engine
     finally:
         engine.close()
+
+
+def embed(engine: Engine, inputs: list[Any]) -> np.ndarray:
+    """The vectors of one request."""
+    return asyncio.run(engine.embed(inputs)).vectors
+
+
+def network(engine: Engine) -> Any:
+    """The sentence-transformers model inside, where faults are planted."""
+    assert engine._models is not None
+    return engine._models.embedder._network
+
+
+def blocked(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, sizes: list[int] | None = None
+) -> tuple[threading.Event, threading.Event]:
+    """Hold every pass of the model: (set when one is inside, set it to let all through). `sizes` gets their sizes."""
+    inside, gate = threading.Event(), threading.Event()
+    forward = network(engine).forward
+
+    def wait(features: dict[str, Any], **options: Any) -> Any:
+        inside.set()
+        assert gate.wait(60)
+        if sizes is not None:
+            sizes.append(len(features["input_ids"]))
+        return forward(features, **options)
+
+    monkeypatch.setattr(network(engine), "forward", wait)
+    return inside, gate
