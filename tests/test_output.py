@@ -176,6 +176,13 @@ def test_what_looks_like_markup_is_text(text: str, capsys: pytest.CaptureFixture
     assert [f"warning: {text}", f"  {text}", f"error: {text}", f"  {text}", text] == captured.splitlines()
 
 
+@pytest.mark.parametrize("text", ["http://[fe80::1]:8001 answers", "~/notes[old]/index.yml written", ":key:"])
+def test_a_note_is_plain_text(text: str, capsys: pytest.CaptureFixture[str]):
+    """URLs, paths and names in a note are shown as they are."""
+    Output("config write").note(text)
+    assert f"{text}\n" == capsys.readouterr().err
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(text=VISIBLE)
 def test_any_visible_text_is_shown_as_it_is(text: str, capsys: pytest.CaptureFixture[str]):

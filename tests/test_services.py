@@ -215,10 +215,9 @@ def test_a_service_that_listens_to_sigterm_ends_in_its_grace(start):
     assert not psutil.pid_exists(process.pid)
 
 
-@pytest.mark.parametrize("child", [SLEEPER, STUBBORN])
-def test_stopping_takes_the_whole_process_tree(child: str, start):
+def test_stopping_takes_the_whole_process_tree(start):
     """Children of the service are ended with it, also those that will not listen."""
-    parent, grandchild = start(FAMILY, child)
+    parent, grandchild = start(FAMILY, STUBBORN)
     assert not services.stop(record_of(parent.pid), grace_s=0.3)
     assert not psutil.pid_exists(parent.pid)
     assert not psutil.pid_exists(int(grandchild)) or psutil.Process(int(grandchild)).status() == psutil.STATUS_ZOMBIE

@@ -45,7 +45,7 @@ def as_text(value: Any) -> str:
 
 
 @pytest.mark.parametrize("name", FIELDS)
-@examples(max_examples=40)
+@examples(max_examples=25)
 @given(data=st.data(), preset=st.sampled_from(["", *PRESETS]))
 def test_flag_beats_environment_beats_preset_beats_default(name: str, data: st.DataObject, preset: str):
     """Every declared field takes the nearest value that is given, and tells where it came from."""

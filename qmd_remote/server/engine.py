@@ -255,7 +255,7 @@ class Engine:
     def _load(self) -> None:
         try:
             self._models = models = load_models(self._settings, self._report)
-            self._report("warm up", None)
+            self._report("warming up", None)
             self._scheduler.start(Limits(self._settings.max_batch_size, models.device.batch_tokens))
             self._warm_up(models)
         except _Closed:

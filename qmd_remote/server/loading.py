@@ -42,22 +42,22 @@ def load_models(settings: Settings, report: Report) -> Models:
     What is quick to fail comes first: the device, then the names, then the downloads, then the weights.
     Raises ConfigError and PrerequisiteError with all their kinds.
     """
-    report("import", None)
+    report("importing libraries", None)
     device = devices.choose(settings.device, devices.look())
     embed = _find(settings.embed_model, report)
     same = settings.rerank_model == settings.embed_model
     rerank = embed if same else _find(settings.rerank_model, report)
     _quiet()
-    report("load embed", None)
+    report("loading the embedding model", None)
     embedder = load_embedder(embed, device, trusted=_is_trusted(settings, settings.embed_model))
-    report("load rerank", None)
+    report("loading the reranking model", None)
     trusted = _is_trusted(settings, settings.rerank_model)
     reranker = load_reranker(rerank, device, trusted=trusted, shared=(embed, embedder))
     return Models(device, embed, rerank, embedder, reranker, devices.cpu_threads())
 
 
 def _find(name: str, report: Report) -> Source:
-    return hub.find(name, progress=lambda share: report(f"download {hub.shown_id(name)}", share))
+    return hub.find(name, progress=lambda share: report(f"downloading {hub.shown_id(name)}", share))
 
 
 def _is_trusted(settings: Settings, name: str) -> bool:

@@ -14,7 +14,7 @@ import httpx
 
 from qmd_remote import services
 from qmd_remote.settings import Settings, is_loopback, require_safe_bind
-from qmd_remote.supervision import PATIENT_THREADS, Child, Supervisor, listen, python_module, turn_away
+from qmd_remote.supervision import Child, Supervisor, listen, python_module, turn_away
 
 log = logging.getLogger("qmd_remote.serve")
 
@@ -37,7 +37,7 @@ def serve(settings: Settings, *, managed: bool = False, as_json: bool = False) -
     child = Child(
         name="embed worker",
         argv=python_module("qmd_remote.server.worker", str(socket.fileno()), "--json" if as_json else "--text"),
-        env={**PATIENT_THREADS, **os.environ, **settings.to_env()},
+        env={**os.environ, **settings.to_env()},
         ready=functools.partial(is_ready, url),
         pass_fds=[socket.fileno()],
     )

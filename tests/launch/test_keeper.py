@@ -72,7 +72,7 @@ def keep(home: Path, tmp_path: Path) -> Iterator[Callable[..., Kept]]:
         port = int(settings.pop("QMD_REMOTE_GENERATION_PORT", free_port()))
         env = {
             **os.environ,
-            "PYTHONPATH": str(tmp_path),
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
             "QMD_REMOTE_GENERATION_COMMAND": "transformers",
             "QMD_REMOTE_GENERATION_MODEL": "acme/small",
             "QMD_REMOTE_GENERATION_PORT": str(port),

@@ -39,9 +39,9 @@ SETTINGS = st.builds(
     generation_engine=st.sampled_from(["process", "external", "off"]),
     generation_model=st.sampled_from([MINI_GENERATION, DESIGN_GENERATION, "/models/own"]),
     generation_command=st.sampled_from(["auto", "vllm", "transformers"]),
-    generation_port=st.integers(1, 65535),
+    generation_port=st.integers(71, 65535),
     generation_url=st.sampled_from(["", "http://box:8000", "http://box:8000/"]),
-    port=st.just(0),
+    port=st.just(70),
 )
 
 
@@ -163,6 +163,13 @@ def test_two_services_cannot_share_a_port():
         plan.make(Settings(port=9000, generation_port=9000), FULL, CACHE)
     assert "9000" in caught.value.message
     plan.make(Settings(port=9000, generation_port=9000, generation_engine="off"), FULL, CACHE)
+
+
+@pytest.mark.parametrize("name", ["port", "generation_port"])
+def test_up_needs_ports_that_it_can_name(name: str):
+    """Port 0 means any port: nobody could wait for a service, or call it, at an address that is not known."""
+    with pytest.raises(QmdRemoteError):
+        plan.make(resolve({name: 0}, {}), FULL, CACHE)
 
 
 @pytest.mark.parametrize(("preset", "extra"), [("mini", "mini"), ("gpu", "server"), ("", "server")])

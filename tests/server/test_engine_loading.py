@@ -35,7 +35,7 @@ def test_while_loading_requests_wait_and_then_hear_the_phase(monkeypatch):
     started, gate = threading.Event(), threading.Event()
 
     def slow(settings: Settings, report: Callable[[str, float | None], None]) -> Any:
-        report("download someone/model", 0.43)
+        report("downloading someone/model", 0.43)
         started.set()
         assert gate.wait(LIMIT_S)
         raise ModelUnsupported("secret cause at /a/secret/path")
@@ -62,7 +62,7 @@ def test_while_loading_requests_wait_and_then_hear_the_phase(monkeypatch):
 
     early, late = asyncio.run(story())
     assert early.code == "loading"
-    assert "download someone/model, 43%" in early.message
+    assert "downloading someone/model, 43%" in early.message
     assert late.code == "failed"
     assert "model.unsupported" in late.message
     assert "secret" not in late.message
@@ -93,7 +93,7 @@ def test_closing_while_loading_ends_the_wait(monkeypatch):
         started.set()
         assert gate.wait(LIMIT_S)
         try:
-            report("load embed", None)
+            report("loading the embedding model", None)
         finally:
             stopped.set()
 
