@@ -8,10 +8,14 @@ Data goes to stdout; progress, warnings and errors go to stderr. In JSON mode st
 
 from __future__ import annotations
 
+import functools
 import json
+import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qmd_remote.errors import Exit, QmdRemoteError
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 SCHEMA = 1
+_OUR_COMMAND = re.compile(r"(?<![\w/.-])(?<!runpip )qmd-remote(?= [a-z])")
 PIPED_WIDTH = 240  # a file has no edge: rows of a table stay on one line
 
 
@@ -55,7 +60,7 @@ class Output:
     def note(self, text: str) -> None:
         """Tell a person what is going on (stderr)."""
         if not (self.as_json or self.quiet):
-            self._console(stderr=True).print(text, soft_wrap=True)
+            self._console(stderr=True).print(as_typed(text), soft_wrap=True)
 
     def warn(self, message: str, hint: str = "") -> None:
         """Say what is not as it should be, without failing."""
@@ -64,7 +69,7 @@ class Output:
             console = self._console(stderr=True)
             console.print(f"[yellow]warning:[/] {_escape(message)}", soft_wrap=True)
             if hint:
-                console.print(f"  {_escape(hint)}", soft_wrap=True)
+                console.print(f"  {_escape(as_typed(hint))}", soft_wrap=True)
 
     @contextmanager
     def progress(self, first: str) -> Iterator[None]:
@@ -105,7 +110,7 @@ class Output:
             console = self._console(stderr=True)
             console.print(f"[bold red]error:[/] {_escape(error.message)}", soft_wrap=True)
             if error.hint:
-                console.print(f"  {_escape(error.hint)}", soft_wrap=True)
+                console.print(f"  {_escape(as_typed(error.hint))}", soft_wrap=True)
         return int(error.exit_code)
 
     def _envelope(self, data: Mapping[str, Any], error: Mapping[str, Any] | None, exit_code: int) -> None:
@@ -120,6 +125,21 @@ class Output:
         }
         sys.stdout.write(json.dumps(envelope, ensure_ascii=False, default=str) + "\n")
         sys.stdout.flush()
+
+
+def as_typed(text: str) -> str:
+    """Commands in a text as this user has to type them: by its path where the program is not on PATH."""
+    return _OUR_COMMAND.sub(lambda _: _program(), text)
+
+
+@functools.cache
+def _program() -> str:
+    this = Path(sys.argv[0])
+    found = shutil.which("qmd-remote")
+    if this.name != "qmd-remote" or (found and Path(found).resolve() == this.resolve()):
+        return "qmd-remote"
+    here = Path.cwd()
+    return str(this.relative_to(here) if this.is_relative_to(here) else this)
 
 
 def _escape(text: str) -> str:
