@@ -23,6 +23,7 @@ from qmd_remote.errors import Exit, QmdRemoteError
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.status import Status
+    from rich.text import Text
 
 SCHEMA = 1
 _OUR_COMMAND = re.compile(r"(?<![\w/.-])(?<!runpip )qmd-remote(?= [a-z])")
@@ -38,11 +39,12 @@ class Output:
         self.quiet = quiet
         self.warnings: list[dict[str, str]] = []
         self._status: Status | None = None
+        self._phase = ""
 
     def _console(self, *, stderr: bool) -> Console:
         from rich.console import Console
 
-        console = Console(stderr=stderr, highlight=False)
+        console = Console(stderr=stderr, highlight=False, emoji=False)
         if not console.is_terminal:
             console.width = PIPED_WIDTH
         return console
@@ -53,23 +55,24 @@ class Output:
             self._console(stderr=False).print(what, soft_wrap=isinstance(what, str))
 
     def raw(self, text: str) -> None:
-        """Write text to stdout as it is: a log, a file, a diff."""
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        """Write text to stdout as it is: a log, a file, a diff. JSON mode shows data in the envelope instead."""
+        if not self.as_json:
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
     def note(self, text: str) -> None:
         """Tell a person what is going on (stderr)."""
         if not (self.as_json or self.quiet):
-            self._console(stderr=True).print(as_typed(text), soft_wrap=True)
+            self._console(stderr=True).print(as_typed(text), markup=False, soft_wrap=True)
 
     def warn(self, message: str, hint: str = "") -> None:
         """Say what is not as it should be, without failing."""
         self.warnings.append({"message": message, "hint": hint})
         if not self.as_json:
             console = self._console(stderr=True)
-            console.print(f"[yellow]warning:[/] {_escape(message)}", soft_wrap=True)
+            console.print(_labelled("warning:", "yellow", message), soft_wrap=True)
             if hint:
-                console.print(f"  {_escape(as_typed(hint))}", soft_wrap=True)
+                console.print(f"  {as_typed(hint)}", markup=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, first: str) -> Iterator[None]:
@@ -82,7 +85,7 @@ class Output:
             self.note(first)
             yield
             return
-        with console.status(_escape(first)) as status:
+        with console.status(_plain(first)) as status:
             self._status = status
             try:
                 yield
@@ -92,9 +95,10 @@ class Output:
     def phase(self, text: str, *, detail: str = "") -> None:
         """Name what a long wait is doing now. `detail` (a percentage, say) is shown on terminals only."""
         if self._status is not None:
-            self._status.update(_escape(f"{text} {detail}".rstrip()))
-        elif not detail:
-            self.note(_escape(text))
+            self._status.update(_plain(f"{text} {detail}".rstrip()))
+        elif text != self._phase:
+            self.note(text)
+        self._phase = text
 
     def finish(self, data: Mapping[str, Any], *, exit_code: int = Exit.OK) -> int:
         """End a command that did its work: the envelope in JSON mode. Returns the exit code."""
@@ -108,9 +112,9 @@ class Output:
             self._envelope(data or {}, error.as_dict(), error.exit_code)
         else:
             console = self._console(stderr=True)
-            console.print(f"[bold red]error:[/] {_escape(error.message)}", soft_wrap=True)
+            console.print(_labelled("error:", "bold red", error.message), soft_wrap=True)
             if error.hint:
-                console.print(f"  {_escape(as_typed(error.hint))}", soft_wrap=True)
+                console.print(f"  {as_typed(error.hint)}", markup=False, soft_wrap=True)
         return int(error.exit_code)
 
     def _envelope(self, data: Mapping[str, Any], error: Mapping[str, Any] | None, exit_code: int) -> None:
@@ -123,7 +127,7 @@ class Output:
             "error": error,
             "warnings": self.warnings,
         }
-        sys.stdout.write(json.dumps(envelope, ensure_ascii=False, default=str) + "\n")
+        sys.stdout.write(json.dumps(envelope, default=str) + "\n")
         sys.stdout.flush()
 
 
@@ -142,8 +146,14 @@ def _program() -> str:
     return str(this.relative_to(here) if this.is_relative_to(here) else this)
 
 
-def _escape(text: str) -> str:
+def _plain(text: str) -> Text:
     """Square brackets in messages are text, not rich's markup."""
-    from rich.markup import escape
+    from rich.text import Text
 
-    return escape(text)
+    return Text(text)
+
+
+def _labelled(label: str, style: str, message: str) -> Text:
+    from rich.text import Text
+
+    return Text.assemble((label, style), " ", message)

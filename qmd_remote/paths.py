@@ -16,7 +16,8 @@ APP = "qmd-remote"
 
 def _ours(kind: str, default: str, env: Mapping[str, str]) -> Path:
     home = env.get("QMD_REMOTE_HOME")
-    return Path(home).expanduser() / kind if home else Path(default)
+    # absolute, since services run in a folder of their own
+    return Path(home).expanduser().absolute() / kind if home else Path(default)
 
 
 def run_dir(env: Mapping[str, str] = os.environ) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -92,9 +92,9 @@ def find(service: str) -> Record | None:
         values = json.loads(record_file(service).read_text(encoding="utf-8"))
         # another version of this program may have written more, or less: it is a running service all the same
         record = Record(**{f.name: values[f.name] for f in fields(Record) if f.name in values})
-    except (OSError, ValueError, TypeError):
+        return record if process_of(record) is not None else None
+    except (OSError, ValueError, TypeError, OverflowError):  # damaged, or by somebody else
         return None
-    return record if process_of(record) is not None else None
 
 
 def process_of(record: Record) -> psutil.Process | None:
@@ -115,13 +115,28 @@ def stop(record: Record, *, grace_s: float = 60.0) -> bool:
     process = process_of(record)
     if process is None:
         return True
-    tree = [process, *process.children(recursive=True)]
-    process.terminate()
+    return end_tree(process, grace_s=grace_s)
+
+
+def end_tree(process: psutil.Process, *, grace_s: float) -> bool:
+    """SIGTERM to a process, a grace, then SIGKILL to what is left of it and its descendants; as `stop` returns."""
+    tree = [process, *descendants(process)]
+    with suppress(psutil.NoSuchProcess):
+        process.terminate()
     _, alive = psutil.wait_procs(tree, timeout=grace_s)
     for survivor in alive:
-        survivor.kill()
+        with suppress(psutil.NoSuchProcess):
+            survivor.kill()
     psutil.wait_procs(alive, timeout=5)
     return not alive
+
+
+def descendants(process: psutil.Process) -> list[psutil.Process]:
+    """Every process below this one; none when it has just ended."""
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 @contextmanager

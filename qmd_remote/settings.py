@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import ipaddress
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -154,6 +155,10 @@ def resolve(
         else:
             values[f.name], origins[f.name] = f.default, "default"
     values["preset"] = chosen
+    if origins["api_key_file"] == "flag" and origins["api_key"] != "flag":
+        values["api_key"] = ""  # a key's file on the command line wins over a key in the environment
+    if values["api_key"] and not _is_sendable(values["api_key"]):
+        raise ConfigError("QMD_REMOTE_API_KEY must hold one key: ASCII, no spaces inside", code="key.invalid")
     return Settings(**values, origins=origins)
 
 
@@ -186,10 +191,10 @@ def read_key_file(path: str) -> str:
     """The key in a file: its text without white space around it. Raises ConfigError when there is none."""
     try:
         key = Path(path).expanduser().read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: ~name of nobody
         reason = getattr(error, "strerror", None) or "it is not text"
         raise ConfigError(f"the API key file {path} cannot be read: {reason}", code="key.unreadable") from error
-    if not key or any(c.isspace() for c in key) or not key.isascii():
+    if not _is_sendable(key):
         raise ConfigError(
             f"the API key file {path} must hold one key: ASCII, no spaces inside",
             hint=f"python3 -c 'import secrets; print(secrets.token_urlsafe(32))' > {path} && chmod 600 {path}",
@@ -198,10 +203,15 @@ def read_key_file(path: str) -> str:
     return key
 
 
+def _is_sendable(key: str) -> bool:
+    """Whether an HTTP header can carry the key."""
+    return key.isascii() and key.isprintable() and " " not in key and key != ""
+
+
 def _to_text(value: Any) -> str:
     if isinstance(value, bool):
         return "1" if value else "0"
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    return ",".join(value) if isinstance(value, list | tuple) else str(value)
 
 
 def _one_of(name: str, value: str, given: Mapping[str, Any]) -> str:
@@ -216,14 +226,16 @@ def _one_of(name: str, value: str, given: Mapping[str, Any]) -> str:
 def _parse(f: dataclasses.Field[Any], raw: Any, kind: type[ConfigError] | type[UsageError]) -> Any:
     """`raw` (text, or a flag's typed value) as the field's type, checked against its limits."""
     shown = "(hidden)" if f.metadata["secret"] else repr(raw)
-    where = f"{f.metadata['env']}={shown}" if kind is ConfigError else f"--{f.name.replace('_', '-')} {shown}"
+    where = f"{f.metadata['env']}={shown}" if kind is ConfigError else f"{flag_of(f.name)} {shown}"
     text = _to_text(raw).strip()
     try:
         if isinstance(f.default, bool):
             return _as_bool(text)
         if isinstance(f.default, int | float):
             number = type(f.default)(text)
-            if not f.metadata["low"] <= number < float("inf"):
+            if number == math.inf:
+                raise ValueError("must be a finite number")
+            if not number >= f.metadata["low"]:
                 raise ValueError(f"must be at least {f.metadata['low']}")
             if f.name.endswith("port") and number > 65535:
                 raise ValueError("must be at most 65535")
@@ -234,12 +246,19 @@ def _parse(f: dataclasses.Field[Any], raw: Any, kind: type[ConfigError] | type[U
         wanted = "a whole number" if type(f.default) is int else "a number"
         reason = str(error) if "must" in str(error) else f"must be {wanted}"
         raise kind(f"{where}: {reason}", hint=f.metadata["about"]) from None
+    if not text and f.default:
+        raise kind(f"{where}: needs a value", hint=f.metadata["about"])
     choices = f.metadata["choices"]
     if choices and text not in choices:
         near = difflib.get_close_matches(text, choices, n=1)
         guess = f"; did you mean {near[0]}?" if near else ""
         raise kind(f"{where}: must be one of {', '.join(c for c in choices if c)}{guess}", hint=f.metadata["about"])
     return text
+
+
+def flag_of(name: str) -> str:
+    """The command line's option for a setting."""
+    return "--generation" if name == "generation_engine" else f"--{name.replace('_', '-')}"
 
 
 def _as_bool(text: str) -> bool:

@@ -27,6 +27,7 @@ log = logging.getLogger("qmd_remote.supervision")
 
 CALLER_PATIENCE_S = 60.0
 BACKLOG = 2048
+CANNOT_START = 127  # as a shell says it
 PR_SET_PDEATHSIG = 1
 
 
@@ -102,14 +103,19 @@ class Supervisor:
     async def _run_once(self) -> int:
         """Start the child and wait for its end, or stop it when we are told to. Returns its exit code."""
         self._ready_at = None
-        process = await asyncio.create_subprocess_exec(
-            *self.child.argv,
-            env=dict(self.child.env),
-            cwd=self.child.cwd,
-            pass_fds=self.child.pass_fds,
-            stdin=asyncio.subprocess.DEVNULL,
-            preexec_fn=functools.partial(end_with_parent, os.getpid()),
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self.child.argv,
+                env=dict(self.child.env),
+                cwd=self.child.cwd,
+                pass_fds=self.child.pass_fds,
+                stdin=asyncio.subprocess.DEVNULL,
+                preexec_fn=functools.partial(end_with_parent, os.getpid()),
+                process_group=0,
+            )
+        except OSError as error:  # no such program, no memory: what the system refuses now it may grant later
+            log.error("%s cannot be started: %s", self.child.name, error)
+            return CANNOT_START
         log.info("%s started (pid %d)", self.child.name, process.pid)
         ended = asyncio.ensure_future(process.wait())
         stop = asyncio.ensure_future(self.stopping.wait())
@@ -120,6 +126,9 @@ class Supervisor:
                 await self._stop(process, ended)
             return ended.result()
         finally:
+            # what the child started holds ports and GPU memory that its successor needs
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
             for task in (stop, watch):
                 task.cancel()
             await asyncio.gather(stop, watch, return_exceptions=True)
@@ -161,13 +170,16 @@ def python_module(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
-def listen(host: str, port: int, *, holder: Callable[[int], str] = lambda _: "") -> socket.socket:
-    """A listening TCP socket. Raises PrerequisiteError when the port is taken, naming its holder, or ConfigError."""
+def listen(host: str, port: int, *, holder: Callable[[int], str] = lambda _: "", flag: str = "--port") -> socket.socket:
+    """A listening TCP socket. Raises PrerequisiteError when the port is taken, naming its holder, or ConfigError.
+
+    `flag` is the option that the hint names.
+    """
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
         server = socket.socket(family, kind, protocol)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise ConfigError(f"'{host}' is no address of this machine: {error}", code="bind.address") from None
     try:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -176,7 +188,7 @@ def listen(host: str, port: int, *, holder: Callable[[int], str] = lambda _: "")
     except PermissionError:
         server.close()
         raise PrerequisiteError(
-            f"port {port} needs root", hint="choose a port from 1024 up with --port", code="port.permission"
+            f"port {port} needs root", hint=f"choose a port from 1024 up with {flag}", code="port.permission"
         ) from None
     except OSError as error:
         server.close()
@@ -184,7 +196,7 @@ def listen(host: str, port: int, *, holder: Callable[[int], str] = lambda _: "")
             who = holder(port)
             raise PrerequisiteError(
                 f"port {port} is taken" + (f" by {who}" if who else ""),
-                hint="stop that program, or choose another port with --port",
+                hint=f"stop that program, or choose another port with {flag}",
                 code="port.taken",
             ) from None
         raise ConfigError(f"'{host}' is no address of this machine: {error.strerror}", code="bind.address") from None
@@ -194,7 +206,9 @@ def listen(host: str, port: int, *, holder: Callable[[int], str] = lambda _: "")
 
 async def turn_away(server: socket.socket, delay: float, what: str) -> None:
     """During a back-off of `delay` seconds: let callers wait for 60 s, then answer 503 until the back-off ends."""
-    await asyncio.sleep(min(CALLER_PATIENCE_S, delay))
+    if delay <= CALLER_PATIENCE_S:
+        return
+    await asyncio.sleep(CALLER_PATIENCE_S)
     until = asyncio.get_running_loop().time() + delay - CALLER_PATIENCE_S
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -204,9 +218,9 @@ async def turn_away(server: socket.socket, delay: float, what: str) -> None:
         writer.close()
 
     # a duplicate, because closing an asyncio server closes its socket and the child needs ours
-    listener = await asyncio.start_server(answer, sock=server.dup())
+    listener = await asyncio.start_server(answer, sock=server.dup(), backlog=BACKLOG)
     async with listener:
-        await asyncio.sleep(max(0.0, delay - CALLER_PATIENCE_S))
+        await asyncio.sleep(delay - CALLER_PATIENCE_S)
 
 
 async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, error: ApiError) -> None:

@@ -41,11 +41,11 @@ def plan_lines(settings: Settings, plan: Plan, why: str) -> list[str]:
     }[generation.engine]
     return [
         f"preset {plan.preset}" + (f" ({why})" if why else ""),
-        f"  embed       {escape(settings.embed_model)}",
-        f"  rerank      {escape(settings.rerank_model)}",
+        f"  embed       {settings.embed_model}",
+        f"  rerank      {settings.rerank_model}",
         f"  device      {settings.device}",
         f"  listen on   {settings.host}:{settings.port}" + ("" if settings.key else ", without a key"),
-        f"  generation  {escape(how)}",
+        f"  generation  {how}",
     ]
 
 
@@ -118,7 +118,7 @@ def next_steps(settings: Settings, plan: Plan) -> list[str]:
         steps.append((f"qmd-remote test --embed-url {url} --api-key-env QMD_REMOTE_API_KEY", "from another machine"))
     steps += [("qmd-remote status", "what runs"), ("qmd-remote down", "stop it")]
     width = max(len(command) for command, _ in steps)
-    lines = ["", "next:"] + [f"  [bold]{command:<{width}}[/]  {meaning}" for command, meaning in steps]
+    lines = ["", "next:"] + [f"  {command:<{width}}  {meaning}" for command, meaning in steps]
     if plan.generation.engine == "off":
-        lines.append(f"generation: {escape(plan.generation.hint)}")
+        lines.append(f"generation: {plan.generation.hint}")
     return lines

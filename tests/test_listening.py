@@ -109,6 +109,33 @@ def test_after_the_back_off_new_callers_wait_for_the_next_child(
             caller.close()
 
 
+@pytest.mark.parametrize("ticks", range(4))
+def test_a_caller_that_comes_as_the_back_off_ends_is_not_lost(
+    ticks: int, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+):
+    """Whoever connects in the very moment in which turning away ends is answered, or waits for the next child."""
+    monkeypatch.setattr(supervision, "CALLER_PATIENCE_S", 0.01)
+
+    async def scene() -> bool:
+        turning = asyncio.ensure_future(turn_away(listener, 100, "the embed server"))
+        reader, writer = await call(listener)
+        async with asyncio.timeout(LIMIT_S):
+            assert await reader.read()  # it turns away by now
+        writer.close()
+        with socket.create_connection(listener.getsockname()) as caller:
+            caller.setblocking(False)
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            turning.cancel()
+            await asyncio.gather(turning, return_exceptions=True)
+            if queued(listener):
+                return True
+            async with asyncio.timeout(LIMIT_S):
+                return (await asyncio.get_running_loop().sock_recv(caller, 100)).startswith(b"HTTP/1.1 503 ")
+
+    assert asyncio.run(scene())
+
+
 # listening
 
 

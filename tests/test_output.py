@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.table import Table
 
+from qmd_remote import output
 from qmd_remote.errors import ConfigError, Exit, ExtraMissing, QmdRemoteError
 from qmd_remote.output import Output
 
@@ -189,6 +191,35 @@ def test_any_visible_text_is_shown_as_it_is(text: str, capsys: pytest.CaptureFix
     """No visible character of an error is lost or changed on its way to the terminal."""
     Output("up").fail(QmdRemoteError(text))
     assert f"error: {text}\n" == capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "on_path", "expected"),
+    [
+        ("bin/qmd-remote", False, "bin/qmd-remote"),
+        ("bin/qmd-remote", True, "qmd-remote"),
+        ("pytest", False, "qmd-remote"),
+    ],
+)
+def test_the_next_command_is_one_that_works_here(
+    typed: str, on_path: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Where the program is not on the PATH its commands are told by its path; every other mention stays."""
+    program = tmp_path / "bin" / "qmd-remote"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o700)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [str(tmp_path / typed)])
+    monkeypatch.setenv("PATH", str(program.parent) if on_path else "")
+    output._program.cache_clear()
+    try:
+        text = (
+            "pip install 'qmd-remote[mini]', then: qmd-remote up; pipx runpip qmd-remote install x; ~/qmd-remote logs"
+        )
+        assert text.replace("then: qmd-remote up", f"then: {expected} up") == output.as_typed(text)
+    finally:
+        output._program.cache_clear()
 
 
 def test_commands_stay_in_one_line(capsys: pytest.CaptureFixture[str]):

@@ -24,6 +24,8 @@ PLAIN_TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"])
 def values_of(f: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
     """Every value that a field may have."""
     low, default = f.metadata["low"], f.default
+    if f.metadata["secret"]:
+        return st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=30)
     if f.metadata["choices"]:
         return st.sampled_from([choice for choice in f.metadata["choices"] if choice])
     if isinstance(default, bool):

@@ -34,7 +34,7 @@ def probe() -> Hardware:
         nvidia=Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None,
         apple_gpu=platform.system() == "Darwin" and platform.machine() == "arm64",
         vllm=_installed("vllm"),
-        transformers_serve=_installed("transformers", "torch", "fastapi", "uvicorn"),
+        transformers_serve=_installed("transformers", "torch", "fastapi", "uvicorn", "openai", "accelerate"),
         server=_installed("torch", "sentence_transformers", "fastapi", "uvicorn", "orjson"),
         bundled={model: path for model in BUNDLED if (path := bundled_path(model)) is not None},
     )

@@ -17,7 +17,7 @@ import httpx
 
 from qmd_remote import paths, services
 from qmd_remote import settings as settings_module
-from qmd_remote.errors import QmdRemoteError
+from qmd_remote.errors import ConfigError, QmdRemoteError
 from qmd_remote.launch import dialect, hardware, plan, relay
 from qmd_remote.output import Output
 from qmd_remote.settings import Settings
@@ -44,7 +44,9 @@ def main() -> int:
     try:
         settings = settings_module.resolve()
         generation = plan.make(settings, hardware.probe(), paths.cache_dir()).generation
-        listener = listen("127.0.0.1", settings.generation_port, holder=services.port_holder)
+        if generation.engine != "process":
+            raise ConfigError(f"there is no engine to keep: generation is {generation.engine} {generation.reason}")
+        listener = listen("127.0.0.1", settings.generation_port, holder=services.port_holder, flag="--generation-port")
     except QmdRemoteError as error:
         return Output("generation", as_json=True).fail(error)
     facts = {"url": generation.url, "model": generation.model, "program": generation.program}

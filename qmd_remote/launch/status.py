@@ -67,7 +67,7 @@ def _service(name: str, record: Record | None) -> ServiceStatus:
 def memory_of(process: psutil.Process) -> int:
     """Resident bytes of a supervisor and everything below it."""
     total = 0
-    for member in [process, *process.children(recursive=True)]:
+    for member in [process, *services.descendants(process)]:
         try:
             total += member.memory_info().rss
         except psutil.NoSuchProcess:
@@ -89,9 +89,9 @@ def _ask(url: str) -> tuple[str, str, dict[str, Any]]:
     if response.status_code == httpx.codes.OK:
         return "ready", "", facts
     state = str(facts.get("status", "not answering"))
-    return state, str(facts.get("phase", "")), facts
+    return state, str(facts.get("phase") or ""), facts
 
 
 def _models(facts: dict[str, Any]) -> str:
     models = facts.get("models")
-    return ", ".join(dict.fromkeys(str(m) for m in models.values())) if isinstance(models, dict) else ""
+    return ", ".join(dict.fromkeys(str(m) for m in models.values() if m)) if isinstance(models, dict) else ""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from qmd_remote import paths, services
 from qmd_remote.launch import convert_gguf, diagnose, phases, wait
 from qmd_remote.launch.phases import Phase
@@ -53,12 +55,13 @@ class Adopted:
 def absolute(settings: Settings) -> Settings:
     """The settings with local folders and files as absolute paths, since services run in a folder of their own."""
     names = ("embed_model", "rerank_model", "generation_model", "api_key_file")
-    changes: dict[str, Any] = {
-        name: str(Path(value).expanduser().resolve())
-        for name in names
-        if (value := getattr(settings, name)) and Path(value).expanduser().exists()
-    }
+    changes: dict[str, Any] = {name: _absolute(getattr(settings, name)) for name in names}
+    changes["trust_remote_code"] = tuple(_absolute(name) for name in settings.trust_remote_code)
     return dataclasses.replace(settings, **changes)
+
+
+def _absolute(name: str) -> str:
+    return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
 
 
 def bring_up(settings: Settings, plan: Plan, on_phase: OnPhase) -> tuple[Started, ...]:
@@ -66,13 +69,13 @@ def bring_up(settings: Settings, plan: Plan, on_phase: OnPhase) -> tuple[Started
 
     Raises ServiceFailed, WaitEnded or PrerequisiteError; nothing that this call started is left running then.
     """
-    begun: list[str] = []
+    begun: list[psutil.Popen] = []
     with services.exclusive():
         try:
             return _generation(settings, plan, on_phase, begun), _ensure(EMBED, settings, on_phase, begun)
         except BaseException:
-            for service in reversed(begun):
-                _stop(service)
+            for process in reversed(begun):
+                services.end_tree(process, grace_s=STOP_GRACE_S)
             raise
 
 
@@ -91,7 +94,7 @@ def _stop(service: str) -> Record | None:
     return record
 
 
-def _generation(settings: Settings, plan: Plan, on_phase: OnPhase, begun: list[str]) -> Started:
+def _generation(settings: Settings, plan: Plan, on_phase: OnPhase, begun: list[psutil.Popen]) -> Started:
     generation = plan.generation
     if generation.engine != "process":
         _stop(GENERATION)
@@ -101,23 +104,21 @@ def _generation(settings: Settings, plan: Plan, on_phase: OnPhase, begun: list[s
     return _ensure(GENERATION, settings, on_phase, begun)
 
 
-def _ensure(service: str, settings: Settings, on_phase: OnPhase, begun: list[str]) -> Started:
+def _ensure(service: str, settings: Settings, on_phase: OnPhase, begun: list[psutil.Popen]) -> Started:
     """A service that runs with the same settings is kept; one with other settings is replaced."""
-    limits = wait.Limits(settings.stall_limit_s, settings.start_limit_s)
     record, action = services.find(service), "started"
     changed: tuple[str, ...] = ()
     if record is not None:
         changed = _differences(record, settings)
         if not changed:
-            _wait(service, record.url, Adopted(record), limits, on_phase)
+            _wait(record.url, Adopted(record), service, settings, on_phase)
             return _started(record, "already running", 0.0, ())
         action = "restarted"
         on_phase(service, Phase("stopping, since its settings changed"))
         _stop(service)
     _require_free_port(service, settings)
-    begun.append(service)
-    process = _spawn(service, settings)
-    seconds = _wait(service, _url(service, settings), process, limits, on_phase)
+    process = _spawn(service, settings, begun)
+    seconds = _wait(_url(service, settings), process, service, settings, on_phase)
     record = services.find(service)
     if record is None:
         raise diagnose.to_error(
@@ -152,10 +153,11 @@ def _url(service: str, settings: Settings) -> str:
 def _require_free_port(service: str, settings: Settings) -> None:
     """Raise PrerequisiteError when somebody else listens where the service should: its answers are not ours."""
     host, port = _address(service, settings)
-    listen(host, port, holder=services.port_holder).close()
+    flag = "--generation-port" if service == GENERATION else "--port"
+    listen(host, port, holder=services.port_holder, flag=flag).close()
 
 
-def _spawn(service: str, settings: Settings) -> subprocess.Popen[bytes]:
+def _spawn(service: str, settings: Settings, begun: list[psutil.Popen]) -> psutil.Popen:
     """Start a service's supervisor detached from this terminal; its output goes to a fresh log file."""
     log_file = paths.log_file(service)
     paths.make_private(log_file.parent)
@@ -163,7 +165,7 @@ def _spawn(service: str, settings: Settings) -> subprocess.Popen[bytes]:
         log_file.replace(log_file.with_suffix(".log.1"))
     module = ["qmd_remote.launch.keeper"] if service == GENERATION else ["qmd_remote", "serve", "--managed", "--json"]
     with os.fdopen(os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as log:
-        return subprocess.Popen(
+        process = psutil.Popen(
             python_module(*module),
             env={**os.environ, **settings.to_env(), "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
@@ -172,16 +174,19 @@ def _spawn(service: str, settings: Settings) -> subprocess.Popen[bytes]:
             start_new_session=True,
             cwd=paths.make_private(paths.run_dir()),
         )
+    begun.append(process)
+    return process
 
 
-def _wait(service: str, url: str, process: wait.Process, limits: wait.Limits, on_phase: OnPhase) -> float:
+def _wait(url: str, process: wait.Process, service: str, settings: Settings, on_phase: OnPhase) -> float:
     return wait.until_ready(
         TITLES[service],
         url,
         process,
         log_file=paths.log_file(service),
-        limits=limits,
+        limits=wait.Limits(settings.stall_limit_s, settings.start_limit_s),
         on_phase=lambda phase: on_phase(service, phase),
+        key=settings.key if service == EMBED else "",
     )
 
 

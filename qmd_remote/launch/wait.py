@@ -48,6 +48,7 @@ def until_ready(
     log_file: Path,
     limits: Limits,
     on_phase: Callable[[Phase], None],
+    key: str = "",
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> float:
@@ -57,8 +58,11 @@ def until_ready(
     is a new phase, a new percentage or a longer log.
     """
     started = last_change = clock()
-    seen: tuple[Phase | None, int] | None = None
-    with httpx.Client(trust_env=False, timeout=2) as client:
+    seen: Phase | None = None
+    news = News(log_file)
+    # without its key a server tells that it loads, but not what
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(trust_env=False, timeout=2, headers=headers) as client:
         while True:
             code = process.poll()
             if code is not None:
@@ -69,11 +73,11 @@ def until_ready(
             text = read_tail(log_file)
             phase = waited.phase or phases.latest(text) or Phase("starting")
             now = clock()
-            state = (phase, log_file.stat().st_size if log_file.exists() else 0)
-            if state != seen:
-                if seen is None or phase != seen[0]:
-                    on_phase(phase)
-                seen, last_change = state, now
+            if news.came() or phase != seen:
+                last_change = now
+            if phase != seen:
+                on_phase(phase)
+                seen = phase
             _check_limits(service, phase, limits, total=now - started, still=now - last_change, log_file=log_file)
             pause(POLL_S)
 
@@ -89,9 +93,10 @@ def ask(client: httpx.Client, url: str) -> Waited:
     try:
         body = response.json()
         name, progress = body["phase"], body.get("progress")
-        return Waited(False, Phase(str(name), None if progress is None else round(100 * float(progress))))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        percent = None if progress is None else round(100 * float(progress))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return Waited(False, None)
+    return Waited(False, Phase(name, percent) if isinstance(name, str) else None)
 
 
 def read_tail(log_file: Path, size: int = 65536) -> str:
@@ -102,6 +107,25 @@ def read_tail(log_file: Path, size: int = 65536) -> str:
             return file.read().decode("utf-8", "replace")
     except OSError:
         return ""
+
+
+class News:
+    """What a log file gains, apart from the answers to our own health checks."""
+
+    def __init__(self, log_file: Path) -> None:
+        self._log_file = log_file
+        self._offset = 0
+
+    def came(self) -> bool:
+        """Whether something was added since the last call."""
+        try:
+            with self._log_file.open("rb") as file:
+                file.seek(self._offset)
+                added = file.read()
+        except OSError:
+            return False
+        self._offset += len(added)
+        return any(line.strip() and b"/health" not in line for line in added.splitlines())
 
 
 def _check_limits(service: str, phase: Phase, limits: Limits, *, total: float, still: float, log_file: Path) -> None:

@@ -86,16 +86,18 @@ def eventually_fixture() -> Callable[..., None]:
 
 
 class Scripted:
-    """An HTTP service on loopback; `status` and `body` are what it answers to everything, `seen` counts by path."""
+    """An HTTP service on loopback: it answers `status` and `body` to everything, and notes paths and keys."""
 
     def __init__(self) -> None:
         self.status, self.body = 200, b"{}"
         self.seen: list[str] = []
+        self.keys: list[str | None] = []
         service = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 service.seen.append(self.path)
+                service.keys.append(self.headers["authorization"])
                 self.send_response(service.status)
                 self.send_header("content-length", str(len(service.body)))
                 self.end_headers()

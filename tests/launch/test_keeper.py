@@ -45,8 +45,18 @@ ThreadingHTTPServer(("127.0.0.1", int(arguments[arguments.index("--port") + 1]))
 class Kept:
     """A keeper and its engine."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
-        self.process, self.url = process, f"http://127.0.0.1:{port}"
+    def __init__(self, process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
+        self.process, self.url, self.folder = process, f"http://127.0.0.1:{port}", folder
+
+    @property
+    def out(self) -> str:
+        """What the keeper printed."""
+        return (self.folder / "out").read_text()
+
+    @property
+    def log(self) -> str:
+        """What keeper and engine have logged up to now."""
+        return (self.folder / "log").read_text()
 
     def ask(self) -> dict[str, Any]:
         """What the engine tells of itself; the call waits while there is none."""
@@ -80,8 +90,9 @@ def keep(home: Path, tmp_path: Path) -> Iterator[Callable[..., Kept]]:
             **settings,
         }
         command = [sys.executable, "-P", "-m", "qmd_remote.launch.keeper"]
-        process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        started.append(Kept(process, port))
+        with (tmp_path / "out").open("w") as out, (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(command, env=env, stdout=out, stderr=log)
+        started.append(Kept(process, port, tmp_path))
         deadline = time.monotonic() + LIMIT_S
         while services.find(GENERATION) is None and process.poll() is None:
             assert time.monotonic() < deadline
@@ -91,7 +102,7 @@ def keep(home: Path, tmp_path: Path) -> Iterator[Callable[..., Kept]]:
     yield start
     for kept in started:
         kept.process.kill()
-        kept.process.communicate()
+        kept.process.wait()
 
 
 def gone(pid: int) -> bool:
@@ -122,19 +133,11 @@ def test_a_killed_engine_is_restarted_and_its_callers_wait(keep, eventually):
     """kill -9 of a ready engine: the next call on the same port is neither refused nor failed, a new engine answers."""
     kept = keep()
     first = kept.ask()["pid"]
-    eventually(lambda: "ready after" in read_so_far(kept))
+    eventually(lambda: "ready after" in kept.log)
     os.kill(first, signal.SIGKILL)
     second = kept.ask()["pid"]
     assert first != second
     assert kept.process.poll() is None
-
-
-def read_so_far(kept: Kept) -> str:
-    """What the keeper has logged up to now."""
-    assert kept.process.stderr is not None
-    os.set_blocking(kept.process.stderr.fileno(), False)
-    kept.said = getattr(kept, "said", "") + (kept.process.stderr.read() or "")  # type: ignore[attr-defined]
-    return str(kept.said)  # type: ignore[attr-defined]
 
 
 def test_sigterm_ends_engine_and_keeper(keep):
@@ -161,10 +164,9 @@ def test_a_killed_keeper_takes_its_engine_along(keep, eventually):
 def test_an_engine_that_cannot_start_ends_the_keeper(keep):
     """A model that does not exist is not tried again and again: the keeper ends, and its log tells the cause."""
     kept = keep(QMD_REMOTE_GENERATION_MODEL="acme/missing")
-    _, said = kept.process.communicate(timeout=LIMIT_S)
-    assert 1 == kept.process.returncode
-    assert "is not a valid model identifier" in said
-    assert 1 == said.count(" started (pid ")
+    assert 1 == kept.process.wait(LIMIT_S)
+    assert "is not a valid model identifier" in kept.log
+    assert 1 == kept.log.count(" started (pid ")
     assert services.find(GENERATION) is None
 
 
@@ -175,9 +177,9 @@ def test_a_taken_port_is_an_error_that_up_can_read(keep):
         other.listen()
         port = other.getsockname()[1]
         kept = keep(QMD_REMOTE_GENERATION_PORT=str(port))
-        out, _ = kept.process.communicate(timeout=LIMIT_S)
-    envelope = json.loads(out)
-    assert (Exit.PREREQUISITE, "port.taken") == (kept.process.returncode, envelope["error"]["code"])
+        code = kept.process.wait(LIMIT_S)
+    envelope = json.loads(kept.out)
+    assert (Exit.PREREQUISITE, "port.taken") == (code, envelope["error"]["code"])
     assert f"port {port} is taken" in envelope["error"]["message"]
     assert "--generation-port" in envelope["error"]["hint"]
 
@@ -192,6 +194,6 @@ def test_a_taken_port_is_an_error_that_up_can_read(keep):
 def test_settings_that_it_cannot_work_with_are_an_error_that_up_can_read(settings: dict[str, str], code: Exit, keep):
     """Wrong settings, and a plan without a process, end the keeper with an envelope and not with a traceback."""
     kept = keep(**settings)
-    out, err = kept.process.communicate(timeout=LIMIT_S)
-    assert "Traceback" not in err
-    assert (code, False) == (kept.process.returncode, json.loads(out)["ok"])
+    assert code == kept.process.wait(LIMIT_S)
+    assert "Traceback" not in kept.log
+    assert not json.loads(kept.out)["ok"]

@@ -45,7 +45,7 @@ class Story:
         if self.steps:
             self.steps.pop(0)()
 
-    def wait(self, url: str, *, stall_s: float = 300, total_s: float = 3600) -> float:
+    def wait(self, url: str, *, stall_s: float = 300, total_s: float = 3600, key: str = "") -> float:
         """Wait for the service to be ready."""
         return wait.until_ready(
             "the engine",
@@ -54,6 +54,7 @@ class Story:
             log_file=self.log_file,
             limits=wait.Limits(stall_s, total_s),
             on_phase=self.told.append,
+            key=key,
             clock=lambda: self.now,
             pause=self.pause,
         )
@@ -202,6 +203,13 @@ def test_proxies_of_the_environment_are_not_asked(scripted, log_file: Path, monk
     """A service on this machine is reached directly, whatever HTTP_PROXY says."""
     monkeypatch.setenv("HTTP_PROXY", NOWHERE)
     assert 0 == Story(log_file).wait(scripted.url)
+
+
+@pytest.mark.parametrize(("key", "sent"), [("", None), ("k", "Bearer k")])
+def test_a_server_with_a_key_is_asked_with_it(key: str, sent: str | None, scripted, log_file: Path):
+    """A server that has a key tells its phase only to those who know it."""
+    Story(log_file).wait(scripted.url, key=key)
+    assert [sent] == scripted.keys
 
 
 def test_only_the_end_of_a_long_log_is_read(log_file: Path):
