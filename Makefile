@@ -32,7 +32,7 @@ docs: $(VENV)/.installed
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qmd-remote needs Python 3.11 or newer: make PYTHON=python3.12 …")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # the dependencies, then the package itself: a change of a source file reinstalls the latter alone
 $(VENV)/.deps: pyproject.toml constraints.txt | $(BIN)/python

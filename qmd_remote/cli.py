@@ -23,13 +23,15 @@ app.add_typer(cli_config.app, name="config")
 
 def settings_from(flags: dict[str, Any]) -> tuple[Settings, str]:
     """The settings of this command line, and why its preset was chosen (empty when it was named)."""
-    from qmd_remote import settings
+    from qmd_remote import services, settings
     from qmd_remote.launch import hardware, plan
 
     resolved = settings.resolve(flags)
     if resolved.preset:
         return resolved, ""
-    preset, why = plan.choose_preset(hardware.probe())
+    # a plain `up` must not tear down what a named preset has built
+    running = [record.preset for name in services.SERVICES if (record := services.find(name)) and record.preset]
+    preset, why = (running[0], "it is what runs now") if running else plan.choose_preset(hardware.probe())
     return settings.resolve(flags, preset=preset), why
 
 
@@ -144,10 +146,10 @@ def status(as_json: options.Json = False, quiet: options.Quiet = False) -> None:
     out = Output("status", as_json=as_json, quiet=quiet)
 
     def body() -> int:
-        from qmd_remote import views
+        from qmd_remote import settings, views
         from qmd_remote.launch import status as launch_status
 
-        statuses = launch_status.look()
+        statuses = launch_status.look(settings.resolve({}).key)
         code = launch_status.exit_code(statuses)
         if code == Exit.NOT_RUNNING:
             data = {"services": [asdict(one) for one in statuses]}
@@ -245,7 +247,9 @@ def serve(
         resolved = settings.resolve(flags)
         if missing := supervisor.missing_module():
             raise ExtraMissing("mini" if resolved.preset == "mini" else "server", missing)
-        return supervisor.serve(resolved, managed=managed, as_json=as_json)
+        code = supervisor.serve(resolved, managed=managed, as_json=as_json)
+        # a failure was told by the worker; the log of a managed service is no place for a success
+        return out.finish({}) if code == Exit.OK and not managed else code
 
     run(out, body)
 

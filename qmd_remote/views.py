@@ -12,6 +12,7 @@ from qmd_remote.client.checks import Report
 from qmd_remote.launch.plan import Plan
 from qmd_remote.launch.status import ServiceStatus
 from qmd_remote.launch.up import TITLES, Started
+from qmd_remote.presets import PRESETS
 from qmd_remote.settings import Settings, is_loopback
 
 STATE_STYLE = {"ready": "green", "loading": "yellow", "ok": "green", "warn": "yellow", "skip": "dim"}
@@ -40,13 +41,17 @@ def plan_lines(settings: Settings, plan: Plan, why: str) -> list[str]:
         "off": f"off, since {generation.reason}",
     }[generation.engine]
     return [
-        f"preset {plan.preset}" + (f" ({why})" if why else ""),
+        f"preset {plan.preset}" + (f", since {why}" if why else "") + f": {PRESETS[plan.preset].summary}",
         f"  embed       {settings.embed_model}",
         f"  rerank      {settings.rerank_model}",
         f"  device      {settings.device}",
-        f"  listen on   {settings.host}:{settings.port}" + ("" if settings.key else ", without a key"),
+        f"  listen on   {_bracketed(settings.host)}:{settings.port}" + ("" if settings.key else ", without a key"),
         f"  generation  {how}",
     ]
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def started_lines(started: Sequence[Started]) -> list[str]:
@@ -86,7 +91,7 @@ def status_table(statuses: Sequence[ServiceStatus]) -> Table:
             status.service,
             state,
             escape(status.model) or "–",
-            status.url or "–",
+            escape(status.url) or "–",
             status.device or "–",
             f"{status.memory_bytes / 1e6:,.0f} MB" if status.memory_bytes else "–",
             str(timedelta(seconds=round(status.uptime_s))) if status.uptime_s is not None else "–",
@@ -109,13 +114,16 @@ def report_table(report: Report) -> Table:
 
 def next_steps(settings: Settings, plan: Plan) -> list[str]:
     """The exact commands to type after `up`."""
+    # a key in a file is known to this command only; a key in the environment is found there again
+    key = f" --api-key-file {settings.api_key_file}" if settings.api_key_file and not settings.api_key else ""
     steps = [
-        ("qmd-remote test", "send both services exactly what QMD sends"),
+        (f"qmd-remote test{key}", "send both services exactly what QMD sends"),
         ("qmd-remote config write", "tell QMD on this machine about them"),
     ]
     if not is_loopback(settings.host):
         url = f"http://THIS-HOST:{settings.port}"
-        steps.append((f"qmd-remote test --embed-url {url} --api-key-env QMD_REMOTE_API_KEY", "from another machine"))
+        with_key = " --api-key-env QMD_REMOTE_API_KEY" if settings.key else ""
+        steps.append((f"qmd-remote test --embed-url {url}{with_key}", "from another machine"))
     steps += [("qmd-remote status", "what runs"), ("qmd-remote down", "stop it")]
     width = max(len(command) for command, _ in steps)
     lines = ["", "next:"] + [f"  {command:<{width}}  {meaning}" for command, meaning in steps]

@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from qmd_remote import services
+from qmd_remote import services, supervision
 from qmd_remote.errors import ConfigError, PrerequisiteError
 from qmd_remote.server import supervisor
 from qmd_remote.services import EMBED
@@ -170,10 +170,10 @@ def test_ready_is_what_the_health_check_says(status: bytes, ready: bool):
 
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         async with server:
-            return await supervisor.is_ready(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            return await supervision.answers_ok(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
 
     assert ready is asyncio.run(scene())
-    assert not asyncio.run(supervisor.is_ready("http://127.0.0.1:1"))
+    assert not asyncio.run(supervision.answers_ok("http://127.0.0.1:1"))
 
 
 def test_the_first_missing_module_is_named(monkeypatch: pytest.MonkeyPatch):

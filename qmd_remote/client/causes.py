@@ -133,9 +133,9 @@ def _classify_answer(answer: Answer, url: str, *, with_key: bool) -> Cause:
     if status in _STATUS:
         code, message, fix = _STATUS[status]
         return Cause(code, f"{where} {message}: {status}{said}", fix, hopeless=status == 403)
-    if status >= 500:
+    if status >= 500 and status != 501:  # 501 is a file server's word for POST
         return Cause("server_error", f"{where} fails: {status}{said}", _SEE_LOG)
-    if status >= 400 and status not in {404, 405}:
+    if status >= 400 and status not in {404, 405, 501}:
         return Cause("refused_request", f"{where} refuses QMD's request: {status}{said}", _TAKE_IT)
     return _wrong_service(answer, url, said)
 

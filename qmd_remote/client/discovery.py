@@ -17,7 +17,7 @@ ANSWER_S = 2.0
 
 @dataclass(frozen=True)
 class Discovered:
-    """Names as far as the services tell them. `needs_key` is None where the embed server does not answer."""
+    """Names as far as the services tell them. `needs_key`: True if either wants one, None if one does not say."""
 
     models: ModelNames
     needs_key: bool | None
@@ -35,9 +35,10 @@ def fetch_models(
     jobs: list[Callable[[], None]] = []
     if embed_url:
         jobs.append(lambda: found.update(_ask_embed(embed_url, key, timeout)))
-        jobs.append(lambda: found.update(needs_key=_needs_key(embed_url, timeout)))
+        jobs.append(lambda: found.update(embed_needs_key=_needs_key(embed_url, timeout)))
     if generation_url:
         jobs.append(lambda: found.update(generate=first_model(generation_url, key, timeout=timeout)))
+        jobs.append(lambda: found.update(generation_needs_key=_needs_key(generation_url, timeout)))
     # Threads, since nothing bounds the time in which a name is resolved.
     threads = [threading.Thread(target=job, daemon=True) for job in jobs]
     for thread in threads:
@@ -46,7 +47,8 @@ def fetch_models(
         thread.join(timeout)
     known = dict(found)
     names = ModelNames(known.get("embed"), known.get("generate"), known.get("rerank"))
-    return Discovered(names, known.get("needs_key"))
+    needs = {known.get("embed_needs_key"), known.get("generation_needs_key") if generation_url else False}
+    return Discovered(names, True if True in needs else None if None in needs else False)
 
 
 def first_model(url: str, key: str = "", *, timeout: float = ANSWER_S) -> str | None:

@@ -23,6 +23,7 @@ HIDDEN = "(hidden)"
 HIDDEN_NEW = "(hidden, new)"
 
 _SECRET = re.compile(r"(?i)api_?key|secret|password|(^|_)token$")
+_USER_INFO = re.compile(r"(?<=:)//[^/@\s\"']+@")
 _SECRET_COMMENT = re.compile(r"(?i)(#.*(?:api_?key|secret|password|token)[\"']?\s*[:=]\s*)(\S+)")
 
 
@@ -291,4 +292,5 @@ def _mask(name: str, text: str, known: frozenset[str] | None) -> tuple[str, froz
     masked = _SECRET_COMMENT.sub(
         lambda match: match[1] + (HIDDEN if is_literal(match[2].strip("\"'")) else match[2]), masked
     )
+    masked = _USER_INFO.sub(f"//{HIDDEN}@", masked)
     return masked, frozenset(node.value for node in secrets)

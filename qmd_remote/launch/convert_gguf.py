@@ -36,8 +36,7 @@ def convert(source: Path, cache: Path, model: str) -> Path:
     home = target.parent.parent
     (home / "snapshots").mkdir(parents=True, exist_ok=True)
     (home / "refs").mkdir(exist_ok=True)
-    for left_over in home.glob("partial-*"):  # of a conversion that was killed
-        shutil.rmtree(left_over, ignore_errors=True)
+    clear_partial(cache, model)
     with tempfile.TemporaryDirectory(prefix="partial-", dir=home) as draft_name:
         draft = Path(draft_name) / "model"
         _write_model(source, draft)
@@ -48,6 +47,12 @@ def convert(source: Path, cache: Path, model: str) -> Path:
     reference.with_suffix(".tmp").write_text(target.name, encoding="utf-8")
     reference.with_suffix(".tmp").replace(reference)
     return target
+
+
+def clear_partial(cache: Path, model: str) -> None:
+    """Remove what a conversion that was killed left behind."""
+    for left_over in (cache / f"models--{model.replace('/', '--')}").glob("partial-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
 
 
 def _write_model(source: Path, target: Path) -> None:

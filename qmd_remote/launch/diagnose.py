@@ -42,6 +42,8 @@ _SIGNATURES: tuple[tuple[str, str, str, str, Exit], ...] = (
 )  # fmt: skip
 
 _ERROR_LINE = re.compile(r"\b(\w*(?:Error|Exception)\b: .*)")
+# an attempt that is made again is no cause: it may have worked then
+_RETRIED = re.compile(r"thrown while requesting|Retrying in \d")
 # the last words of a program that only say that something before went wrong
 _WRAPPER = re.compile(r"See root cause above|Engine core initialization failed")
 
@@ -91,6 +93,8 @@ def _envelope(log: str) -> Diagnosis | None:
 def _signature(log: str) -> Diagnosis | None:
     """The known signature nearest to the end; an unknown error below it means that it was survived."""
     for line in reversed(_lines(log)):
+        if _RETRIED.search(line):
+            continue
         for pattern, code, cause, fix, exit_code in _SIGNATURES:
             if re.search(pattern, line):
                 return Diagnosis(code, cause, fix, exit_code)

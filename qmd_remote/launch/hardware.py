@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from qmd_remote.presets import BUNDLED
+from qmd_remote.presets import BUNDLED, bundled_path
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,6 @@ def probe() -> Hardware:
         server=_installed("torch", "sentence_transformers", "fastapi", "uvicorn", "orjson"),
         bundled={model: path for model in BUNDLED if (path := bundled_path(model)) is not None},
     )
-
-
-def bundled_path(model: str) -> Path | None:
-    """The file or folder of a model that an installed Python package carries; the package itself is not imported."""
-    bundle = BUNDLED[model]
-    spec = importlib.util.find_spec(bundle.package)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / bundle.path
-        if path.exists():
-            return path
-    return None
 
 
 def _installed(*modules: str) -> bool:

@@ -13,15 +13,13 @@ import os
 import socket
 import sys
 
-import httpx
-
 from qmd_remote import paths, services
 from qmd_remote import settings as settings_module
 from qmd_remote.errors import ConfigError, QmdRemoteError
 from qmd_remote.launch import dialect, hardware, plan, relay
 from qmd_remote.output import Output
 from qmd_remote.settings import Settings
-from qmd_remote.supervision import Child, Supervisor, listen
+from qmd_remote.supervision import Child, Supervisor, answers_ok, listen
 
 # OpenMP threads that spin while they wait are ruinous where another process wants their core, as the embed server does:
 # measured on 2 busy cores, 2.6 against 12.6 tokens/s
@@ -63,7 +61,7 @@ async def _keep(settings: Settings, generation: plan.GenerationPlan, listener: s
         name=f"generation engine ({generation.program})",
         argv=[str(port) if part == plan.PORT else part for part in generation.argv],
         env=env,
-        ready=functools.partial(is_ready, port),
+        ready=functools.partial(answers_ok, f"http://127.0.0.1:{port}"),
     )
     adapt = dialect.ADAPT.get(generation.program, dialect.unchanged)
     server = await relay.serve_relay(listener, relay.Door(port, adapt, settings.ready_wait_s))
@@ -71,15 +69,6 @@ async def _keep(settings: Settings, generation: plan.GenerationPlan, listener: s
         return await Supervisor(child).run()
     finally:
         server.close()
-
-
-async def is_ready(port: int) -> bool:
-    """Whether the engine answers its health check; engines listen once their model is loaded."""
-    try:
-        async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
-            return (await client.get(f"http://127.0.0.1:{port}/health")).status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False
 
 
 def free_port() -> int:

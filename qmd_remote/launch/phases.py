@@ -27,9 +27,13 @@ _SIGNATURES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ),
     ("dequantising the weights", re.compile(r"Converting and de-quantizing GGUF tensors\W*\s+(\d+)%")),
     ("capturing CUDA graphs", re.compile(r"Capturing CUDA graphs.*?(\d+)%")),
-    ("compiling", re.compile(r"Dynamo bytecode transform time|[Ss]tarting torch\.compile|torch\.compile t(?:akes|ook)")),
+    (
+        "compiling",
+        re.compile(r"Dynamo bytecode transform time|[Ss]tarting torch\.compile|torch\.compile t(?:akes|ook)"),
+    ),
     ("loading the compiled graph", re.compile(r"Directly load the compiled graph")),
     ("sizing the KV cache", re.compile(r"[CG]PU KV cache size")),
+    ("waiting for the model hub", re.compile(r"Retrying in \d+s? \[Retry")),
     ("starting", re.compile(r"vLLM (?:API )?server version|non-default args|Started server process|engine .*started")),
     ("", re.compile(r"^phase: (?P<name>[a-z ]+)$")),
 )

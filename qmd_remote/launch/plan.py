@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qmd_remote import errors, presets
 from qmd_remote.launch.hardware import Hardware
-from qmd_remote.settings import Settings
+from qmd_remote.settings import Settings, require_device_name
 from qmd_remote.supervision import python_module
 
 PORT = "{port}"  # stands in `argv` for the private port that the keeper chooses
@@ -53,7 +53,6 @@ class Plan:
 
     preset: str
     generation: GenerationPlan
-    warnings: tuple[str, ...] = ()
 
 
 def choose_preset(hardware: Hardware) -> tuple[str, str]:
@@ -70,6 +69,14 @@ def make(settings: Settings, hardware: Hardware, cache: Path) -> Plan:
     if not hardware.server:
         raise errors.ExtraMissing("mini" if settings.preset == "mini" else "server", "sentence-transformers")
     ports = [settings.port] if settings.generation_engine != "process" else [settings.port, settings.generation_port]
+    require_device_name(settings.device)
+    if settings.device.startswith("cuda") and not hardware.nvidia:
+        raise errors.DeviceUnavailable(
+            f"DEVICE={settings.device}, and no NVIDIA driver is installed here",
+            hint="install one, or use: --device auto",
+        )
+    if settings.device == "mps" and not hardware.apple_gpu:
+        raise errors.DeviceUnavailable("DEVICE=mps, and this is no Apple silicon", hint="use: --device auto")
     if 0 in ports:
         raise errors.ConfigError("port 0 means any port, and nobody could find the service there", hint="choose a port")
     if len(set(ports)) < len(ports):

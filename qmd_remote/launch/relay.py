@@ -26,6 +26,8 @@ RESENDS = 1  # of a request whose engine died before its first byte of answer; a
 
 # they speak of one connection, and there are two
 HOP_BY_HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"content-length", b"expect", b"upgrade", b"te"}
+# the key is for our own server, and an engine writes logs of its own
+NOT_THE_ENGINES = {b"authorization", b"cookie"}
 
 Adapt = Callable[[str, bytes], bytes]
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -89,7 +91,7 @@ async def _receive(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, a
 def _for_engine(head: h11.Request, body: bytes) -> bytes:
     """The request on a connection of its own: the end of the answer is then the end of the connection."""
     engine = h11.Connection(h11.CLIENT)
-    headers = [(name, value) for name, value in head.headers if name not in HOP_BY_HOP]
+    headers = [(name, value) for name, value in head.headers if name not in HOP_BY_HOP | NOT_THE_ENGINES]
     if all(name != b"host" for name, _ in headers):  # HTTP/1.0 needs none
         headers.append((b"host", b"127.0.0.1"))
     headers += [(b"connection", b"close"), (b"content-length", str(len(body)).encode())]

@@ -18,7 +18,7 @@ ASK_S = 3.0
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """One service now. `state` is ready, loading, failed, not answering or not running; memory in bytes."""
+    """One service now; memory in bytes. `state` is ready, loading, failed, not answering, external or not running."""
 
     service: str
     state: str
@@ -32,9 +32,11 @@ class ServiceStatus:
     detail: str = ""
 
 
-def look() -> tuple[ServiceStatus, ...]:
-    """The status of every service."""
-    return tuple(_service(name, services.find(name)) for name in services.SERVICES)
+def look(key: str = "") -> tuple[ServiceStatus, ...]:
+    """The status of every service. With its key the embed server tells more."""
+    embed = services.find(services.EMBED)
+    external = embed.beside.get("url") if embed and embed.beside.get("engine") == "external" else None
+    return tuple(_service(name, services.find(name), key, external) for name in services.SERVICES)
 
 
 def exit_code(statuses: tuple[ServiceStatus, ...]) -> Exit:
@@ -42,14 +44,18 @@ def exit_code(statuses: tuple[ServiceStatus, ...]) -> Exit:
     running = [status for status in statuses if status.state != "not running"]
     if not running:
         return Exit.NOT_RUNNING
-    return Exit.OK if all(status.state == "ready" for status in running) else Exit.FAILED
+    return Exit.OK if all(status.state in {"ready", "external"} for status in running) else Exit.FAILED
 
 
-def _service(name: str, record: Record | None) -> ServiceStatus:
+def _service(name: str, record: Record | None, key: str, external: str | None) -> ServiceStatus:
     process = services.process_of(record) if record else None
     if record is None or process is None:
+        if name == services.GENERATION and external:
+            return ServiceStatus(name, "external", url=external)
+        if services.record_file(name).exists():
+            return ServiceStatus(name, "failed", detail="its supervisor was killed")
         return ServiceStatus(name, "not running")
-    state, detail, facts = _ask(record.url)
+    state, detail, facts = _ask(record.url, key if name == services.EMBED else "")
     return ServiceStatus(
         service=name,
         state=state,
@@ -75,12 +81,13 @@ def memory_of(process: psutil.Process) -> int:
     return total
 
 
-def _ask(url: str) -> tuple[str, str, dict[str, Any]]:
+def _ask(url: str, key: str) -> tuple[str, str, dict[str, Any]]:
     """(state, detail, facts) from a service's health check."""
     try:
-        response = httpx.get(f"{url}/health", timeout=ASK_S, trust_env=False)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        response = httpx.get(f"{url}/health", timeout=ASK_S, trust_env=False, headers=headers)
     except httpx.HTTPError:
-        return "not answering", "it may be restarting", {}
+        return "not answering", "it may be starting", {}
     try:
         facts = response.json()
         facts = facts if isinstance(facts, dict) else {}

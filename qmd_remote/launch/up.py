@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,9 +77,32 @@ def bring_up(settings: Settings, plan: Plan, on_phase: OnPhase) -> tuple[Started
         try:
             return _generation(settings, plan, on_phase, begun), _ensure(EMBED, settings, on_phase, begun)
         except BaseException:
-            for process in reversed(begun):
-                services.end_tree(process, grace_s=STOP_GRACE_S)
+            _undo(begun)
             raise
+
+
+def _undo(begun: Sequence[psutil.Popen]) -> None:
+    """Stop what a failed start began; a second Ctrl-C does not leave half of it, the grace bounds how long it takes."""
+    with _deaf():
+        for process in begun:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        for process in begun:
+            services.end_tree(process, grace_s=STOP_GRACE_S)
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ignore the signals that interrupt, in the main thread; elsewhere they do not arrive anyway."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def bring_down(names: Sequence[str] = (EMBED, GENERATION)) -> tuple[Record, ...]:
@@ -100,7 +126,7 @@ def _generation(settings: Settings, plan: Plan, on_phase: OnPhase, begun: list[p
         _stop(GENERATION)
         return Started(GENERATION, generation.engine, generation.url, generation.model, reason=generation.reason)
     if generation.conversion is not None:
-        _convert(generation.conversion, on_phase)
+        _convert(generation.conversion, settings, on_phase)
     return _ensure(GENERATION, settings, on_phase, begun)
 
 
@@ -111,6 +137,8 @@ def _ensure(service: str, settings: Settings, on_phase: OnPhase, begun: list[psu
     if record is not None:
         changed = _differences(record, settings)
         if not changed:
+            # it goes on as it is, and generation may have moved
+            services.write(dataclasses.replace(record, beside=services.beside_of(settings)))
             _wait(record.url, Adopted(record), service, settings, on_phase)
             return _started(record, "already running", 0.0, ())
         action = "restarted"
@@ -167,7 +195,7 @@ def _spawn(service: str, settings: Settings, begun: list[psutil.Popen]) -> psuti
     with os.fdopen(os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as log:
         process = psutil.Popen(
             python_module(*module),
-            env={**os.environ, **settings.to_env(), "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **settings.to_env(), **paths.home_env(), "PYTHONUNBUFFERED": "1"},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -190,8 +218,8 @@ def _wait(url: str, process: wait.Process, service: str, settings: Settings, on_
     )
 
 
-def _convert(conversion: Conversion, on_phase: OnPhase) -> None:
-    """Convert the GGUF file unless that was done before."""
+def _convert(conversion: Conversion, settings: Settings, on_phase: OnPhase) -> None:
+    """Convert the GGUF file unless that was done before. Raises ServiceFailed, or WaitEnded at a limit."""
     if convert_gguf.is_converted(conversion.cache, conversion.model, conversion.source):
         return
     on_phase(GENERATION, Phase("converting its weights, once"))
@@ -201,18 +229,18 @@ def _convert(conversion: Conversion, on_phase: OnPhase) -> None:
     )
     with log_file.open("wb") as log:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    pace = wait.Pace("the conversion", log_file, wait.Limits(settings.stall_limit_s, settings.start_limit_s))
     try:
-        seen: Phase | None = None
         while process.poll() is None:
-            phase = phases.latest(wait.read_tail(log_file))
-            if phase is not None and phase != seen:
+            phase = phases.latest(wait.read_tail(log_file)) or Phase("starting")
+            if pace.moves_on(phase):
                 on_phase(GENERATION, Phase(f"converting its weights: {phase.name}", phase.percent))
-                seen = phase
             time.sleep(wait.POLL_S)
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
+            convert_gguf.clear_partial(conversion.cache, conversion.model)
     if process.returncode != 0:
         how = f"ended with exit code {process.returncode}"
         raise diagnose.to_error(

@@ -57,9 +57,8 @@ def until_ready(
     Raises ServiceFailed as soon as the process ends, with the cause from its log, and WaitEnded at a limit. Progress
     is a new phase, a new percentage or a longer log.
     """
-    started = last_change = clock()
-    seen: Phase | None = None
-    news = News(log_file)
+    started = clock()
+    pace = Pace(service, log_file, limits, clock=clock)
     # without its key a server tells that it loads, but not what
     headers = {"authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(trust_env=False, timeout=2, headers=headers) as client:
@@ -70,16 +69,48 @@ def until_ready(
             waited = ask(client, url)
             if waited.ready:
                 return clock() - started
-            text = read_tail(log_file)
-            phase = waited.phase or phases.latest(text) or Phase("starting")
-            now = clock()
-            if news.came() or phase != seen:
-                last_change = now
-            if phase != seen:
+            phase = waited.phase or phases.latest(read_tail(log_file)) or Phase("starting")
+            if pace.moves_on(phase):
                 on_phase(phase)
-                seen = phase
-            _check_limits(service, phase, limits, total=now - started, still=now - last_change, log_file=log_file)
             pause(POLL_S)
+
+
+class Pace:
+    """Watches that a wait gets on: a new phase, a new percentage or a longer log is progress."""
+
+    def __init__(
+        self, what: str, log_file: Path, limits: Limits, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._what = what
+        self._log_file = log_file
+        self._limits = limits
+        self._clock = clock
+        self._started = self._last_change = clock()
+        self._seen: Phase | None = None
+        self._news = News(log_file)
+
+    def moves_on(self, phase: Phase) -> bool:
+        """Whether the phase is a new one. Raises WaitEnded when nothing moves for too long, or all takes too long."""
+        now, new = self._clock(), phase != self._seen
+        if self._news.came() or new:
+            self._last_change = now
+        self._seen = phase
+        total, still = now - self._started, now - self._last_change
+        if still > self._limits.stall_s:
+            raise WaitEnded(
+                f"{self._what} made no progress for {still:.0f} s while {phase.name}",
+                hint=f"{_see(self._log_file)}; a slower machine may need "
+                f"QMD_REMOTE_STALL_LIMIT_S={round(self._limits.stall_s) * 3}",
+                code="wait.stalled",
+            )
+        if total > self._limits.total_s:
+            raise WaitEnded(
+                f"{self._what} was not ready after {total:.0f} s; it was still {phase.name}",
+                hint=f"{_see(self._log_file)}; to wait longer: "
+                f"QMD_REMOTE_START_LIMIT_S={round(self._limits.total_s) * 3}",
+                code="wait.limit",
+            )
+        return new
 
 
 def ask(client: httpx.Client, url: str) -> Waited:
@@ -126,21 +157,6 @@ class News:
             return False
         self._offset += len(added)
         return any(line.strip() and b"/health" not in line for line in added.splitlines())
-
-
-def _check_limits(service: str, phase: Phase, limits: Limits, *, total: float, still: float, log_file: Path) -> None:
-    if still > limits.stall_s:
-        raise WaitEnded(
-            f"{service} made no progress for {still:.0f} s while {phase.name}",
-            hint=f"{_see(log_file)}; a slower machine may need QMD_REMOTE_STALL_LIMIT_S={round(limits.stall_s) * 3}",
-            code="wait.stalled",
-        )
-    if total > limits.total_s:
-        raise WaitEnded(
-            f"{service} was not ready after {total:.0f} s; it was still {phase.name}",
-            hint=f"{_see(log_file)}; to wait longer: QMD_REMOTE_START_LIMIT_S={round(limits.total_s) * 3}",
-            code="wait.limit",
-        )
 
 
 def _see(log_file: Path) -> str:

@@ -143,8 +143,13 @@ class Engine:
         reranker = (await self._ready_models()).reranker
         if not documents:
             return Scores(np.zeros(0), 0)
-        rows, tokens = await self._compute(reranker.model, reranker.inputs(query, documents))
-        return Scores(await self._in_cpu_thread(partial(reranker.scores, rows)), tokens)
+        # each text is scored once: the last digit of a score depends on a text's place in its batch, and equal texts
+        # must be a tie
+        place: dict[str, int] = {}
+        order = [place.setdefault(text, len(place)) for text in documents]
+        rows, tokens = await self._compute(reranker.model, reranker.inputs(query, list(place)))
+        scores = await self._in_cpu_thread(partial(reranker.scores, rows))
+        return Scores(scores[order], tokens)
 
     def facts(self) -> dict[str, object]:
         """What /health tells about the models; empty until ready."""

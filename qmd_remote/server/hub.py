@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qmd_remote.errors import HubUnreachable, ModelNotFound, ModelUnsupported, QmdRemoteError
-from qmd_remote.presets import BUNDLED
+from qmd_remote.presets import bundled_path
 from qmd_remote.server import checkpoint
 from qmd_remote.server.hub_errors import translate
 
@@ -91,12 +90,8 @@ def _is_path(name: str) -> bool:
 
 
 def _bundled(name: str) -> Path | None:
-    bundle = BUNDLED.get(name)
-    spec = importlib.util.find_spec(bundle.package) if bundle else None
-    if bundle is None or spec is None or not spec.submodule_search_locations:
-        return None
-    folder = Path(spec.submodule_search_locations[0]) / bundle.path
-    return folder if checkpoint.is_loadable(folder) else None
+    folder = bundled_path(name)
+    return folder if folder and checkpoint.is_loadable(folder) else None
 
 
 def _snapshots(name: str, hub: Hub) -> Iterator[Path]:

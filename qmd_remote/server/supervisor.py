@@ -10,11 +10,9 @@ import os
 import sys
 from contextlib import ExitStack
 
-import httpx
-
 from qmd_remote import services
 from qmd_remote.settings import Settings, is_loopback, require_safe_bind
-from qmd_remote.supervision import Child, Supervisor, listen, python_module, turn_away
+from qmd_remote.supervision import Child, Supervisor, answers_ok, listen, python_module, turn_away
 
 log = logging.getLogger("qmd_remote.serve")
 
@@ -25,10 +23,12 @@ def serve(settings: Settings, *, managed: bool = False, as_json: bool = False) -
     `managed` is how `up` starts it: the service then registers itself for `status` and `down`. Raises ConfigError or
     PrerequisiteError when it cannot listen.
     """
+    # read here, once: a key that cannot be read is an error of this command, not of a worker's log
+    has_key = bool(settings.key)
     require_safe_bind(settings)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    if settings.insecure_no_auth and not settings.key and not is_loopback(settings.host):
+    if settings.insecure_no_auth and not has_key and not is_loopback(settings.host):
         log.warning("everybody who can reach %s:%d is served without a key", settings.host, settings.port)
     socket = listen(settings.host, settings.port, holder=services.port_holder)
     port = socket.getsockname()[1]
@@ -38,7 +38,7 @@ def serve(settings: Settings, *, managed: bool = False, as_json: bool = False) -
         name="embed worker",
         argv=python_module("qmd_remote.server.worker", str(socket.fileno()), "--json" if as_json else "--text"),
         env={**os.environ, **settings.to_env()},
-        ready=functools.partial(is_ready, url),
+        ready=functools.partial(answers_ok, url),
         pass_fds=[socket.fileno()],
     )
     with ExitStack() as stack:
@@ -48,15 +48,6 @@ def serve(settings: Settings, *, managed: bool = False, as_json: bool = False) -
                 services.registered(services.EMBED, settings, url=url, model=settings.embed_model, program="qmd-remote")
             )
         return asyncio.run(Supervisor(child).run(lambda delay: turn_away(socket, delay, "the embed server")))
-
-
-async def is_ready(url: str) -> bool:
-    """Whether the worker has loaded its models."""
-    try:
-        async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
-            return (await client.get(f"{url}/health")).status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False
 
 
 def missing_module() -> str:

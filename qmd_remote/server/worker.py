@@ -13,20 +13,23 @@ import sys
 import uvicorn
 
 from qmd_remote import settings as settings_module
+from qmd_remote.errors import QmdRemoteError
 from qmd_remote.output import Output
 from qmd_remote.server.app import create_app
 
-KEEP_ALIVE_S = (
-    75  # longer than the idle time-outs of HTTP clients, so that the client closes first and never meets a reset
-)
+# longer than the idle time-outs of HTTP clients, so that the client closes first and never meets a reset
+KEEP_ALIVE_S = 75
 SHUTDOWN_S = 25  # inside the supervisor's grace
 
 
 def main(argv: list[str]) -> int:
     """Serve on the inherited socket until told to stop; returns the exit code."""
+    out = Output("serve", as_json="--json" in argv)
     listener = socket.socket(fileno=int(argv[0]))
-    settings = settings_module.resolve()
-    app = create_app(settings)
+    try:
+        app = create_app(settings_module.resolve())
+    except QmdRemoteError as error:
+        return out.fail(error)
     config = uvicorn.Config(
         app,
         access_log=False,
@@ -45,9 +48,7 @@ def main(argv: list[str]) -> int:
 
     engine.on_settled(settled)
     server.run(sockets=[listener])
-    if engine.failure is None:
-        return 0
-    return Output("serve", as_json="--json" in argv).fail(engine.failure)
+    return out.fail(engine.failure) if engine.failure else 0
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from qmd_remote import presets
 from qmd_remote.launch import hardware
 from qmd_remote.presets import BUNDLED, MINI_EMBED, Bundled
 
@@ -24,7 +25,7 @@ def test_looking_at_the_machine_imports_nothing_heavy():
 
 def test_a_bundled_model_is_found_in_its_package():
     """The weights that an installed package carries are found without importing it, and are what they should be."""
-    path = hardware.bundled_path(MINI_EMBED)
+    path = presets.bundled_path(MINI_EMBED)
     assert path is not None
     assert (path / "config.json").is_file()
     assert path == hardware.probe().bundled[MINI_EMBED]
@@ -36,8 +37,9 @@ def test_a_bundled_model_is_found_in_its_package():
 )
 def test_a_package_without_the_weights_carries_no_model(bundled: Bundled, monkeypatch: pytest.MonkeyPatch):
     """A missing package, one without the file and a bare module are told from the real thing."""
+    monkeypatch.setattr(presets, "BUNDLED", {"acme/model": bundled})
     monkeypatch.setattr(hardware, "BUNDLED", {"acme/model": bundled})
-    assert hardware.bundled_path("acme/model") is None
+    assert presets.bundled_path("acme/model") is None
     assert {} == hardware.probe().bundled
 
 
