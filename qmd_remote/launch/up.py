@@ -89,6 +89,10 @@ def _undo(begun: Sequence[psutil.Popen]) -> None:
                 process.terminate()
         for process in begun:
             services.end_tree(process, grace_s=STOP_GRACE_S)
+        for service in services.SERVICES:
+            # one that was stopped before it listened to signals could not remove its record
+            if services.find(service) is None:
+                services.record_file(service).unlink(missing_ok=True)
 
 
 @contextmanager
