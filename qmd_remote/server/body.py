@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any, NoReturn
 
 import orjson
 from starlette.requests import Request
 
 from qmd_remote.errors import BadRequest, BodyTooLarge
+from qmd_remote.server.text import scrub
 
 MB = 10**6
-UNUSABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 async def read_body(request: Request, max_mb: float) -> bytes:
@@ -82,8 +81,3 @@ def _scrub_all(value: Any) -> Any:
     if isinstance(value, dict):
         return {scrub(name): _scrub_all(item) for name, item in value.items()}
     return value
-
-
-def scrub(text: str) -> str:
-    """`text` with U+FFFD for every NUL and every lone surrogate, which tokenizers or UTF-8 refuse."""
-    return UNUSABLE.sub("\ufffd", text)

@@ -9,7 +9,8 @@ import numpy as np
 
 from qmd_remote.errors import BadRequest
 from qmd_remote.server.model import Float32, Row
-from qmd_remote.server.torch_model import TorchModel, clean
+from qmd_remote.server.text import scrub
+from qmd_remote.server.torch_model import TorchModel
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -52,7 +53,7 @@ class Embedder(TorchModel[EmbedInput]):
         return unit
 
     def _clean(self, item: EmbedInput) -> EmbedInput:
-        return clean(item) if isinstance(item, str) else item
+        return scrub(item) if isinstance(item, str) else item
 
     def _plain(self, item: EmbedInput) -> EmbedInput:
         return item.encode("ascii", "ignore").decode() if isinstance(item, str) else item

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from qmd_remote.errors import ModelUnsupported
 from qmd_remote.server.embedder import Embedder
 from qmd_remote.server.model import Float32, Model
-from qmd_remote.server.torch_model import TorchModel, clean
+from qmd_remote.server.text import scrub
+from qmd_remote.server.torch_model import TorchModel
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -59,7 +60,7 @@ class CrossEncoderModel(TorchModel[Pair]):
         super().__init__(network, output="scores", probe=(".", "."))
 
     def _clean(self, item: Pair) -> Pair:
-        return clean(item[0]), clean(item[1])
+        return scrub(item[0]), scrub(item[1])
 
     def _plain(self, item: Pair) -> Pair:
         query, document = (text.encode("ascii", "ignore").decode() for text in item)

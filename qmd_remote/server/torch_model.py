@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
@@ -25,17 +25,8 @@ Input = TypeVar("Input")
 # the most tokens of one text where a model names no limit of its own
 LONGEST = 8192
 
-_UNCLEAN = re.compile("[\x00\ud800-\udfff]")
 
-
-def clean(text: str) -> str:
-    """`text` without what tokenizers raise on: NUL goes, a surrogate pair becomes its character, a lone one U+FFFD."""
-    if not _UNCLEAN.search(text):
-        return text
-    return text.replace("\x00", "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-class TorchModel(Generic[Input]):
+class TorchModel(ABC, Generic[Input]):
     """A loaded sentence-transformers model as a `Model`: `output` names the feature that holds its result.
 
     Subclasses say what an input is. Raises ModelUnsupported when the model's tokenised form is not rows of tokens.
@@ -108,12 +99,13 @@ class TorchModel(Generic[Input]):
         elif self._network.device.type == "mps":
             torch.mps.empty_cache()
 
+    @abstractmethod
     def _clean(self, item: Input) -> Input:
-        raise NotImplementedError
+        """`item` without what tokenizers raise on."""
 
+    @abstractmethod
     def _plain(self, item: Input) -> Input:
         """`item` in ASCII: what is left to try when the tokenizer cannot take it as it is."""
-        raise NotImplementedError
 
     def _encode_safely(self, items: Sequence[Input]) -> list[Row]:
         try:

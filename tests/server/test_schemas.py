@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from qmd_remote.errors import BadRequest
-from qmd_remote.server.body import parse_object, scrub
+from qmd_remote.server.body import parse_object
 from qmd_remote.server.schemas import EmbeddingsRequest, RerankRequest, parse, require_dimensions
+from qmd_remote.server.text import scrub
 
 any_text = st.text(st.characters(exclude_categories=()))  # surrogates too
 usable_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
@@ -33,7 +35,13 @@ def test_scrub_is_idempotent(text):
 def test_scrub_touches_nothing_else(parts):
     """Only NUL and lone surrogates change, one character for one."""
     expected = "".join("\ufffd" if part in [*"\x00\ud800\udbff\udc00\udfff"] else part for part in parts)
+    assume(not re.search("[\ud800-\udbff][\udc00-\udfff]", "".join(parts)))
     assert expected == scrub("".join(parts))
+
+
+def test_two_halves_of_a_character_become_it_again():
+    """Surrogates that stand side by side, as old encoders write them, are one character."""
+    assert "a\U0001f600b" == scrub("a\ud83d\ude00b")
 
 
 @given(st.dictionaries(any_text, st.lists(any_text)))
