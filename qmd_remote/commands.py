@@ -11,6 +11,7 @@ from qmd_remote import local, paths, services, settings, views
 from qmd_remote.client import checks, qmd_config
 from qmd_remote.client.causes import shown
 from qmd_remote.client.checks import Report, Target
+from qmd_remote.client.remote_block import require_variable
 from qmd_remote.errors import ConfigError, NotRunning, ServiceFailed, UsageError
 from qmd_remote.launch import hardware, plan, status
 from qmd_remote.launch import up as launch_up
@@ -193,6 +194,7 @@ def _place(url: str) -> tuple[str, int | None]:
 def key_from(api_key_env: str | None, api_key_file: Path | None) -> str | None:
     """The key that an option names, or None when none does. Raises ConfigError when it is not there."""
     if api_key_env:
+        require_variable(api_key_env)
         if not os.environ.get(api_key_env):
             raise ConfigError(f"the variable {api_key_env} is not set here", hint=f"export {api_key_env}=…")
         return os.environ[api_key_env]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from qmd_remote import local, presets
 from qmd_remote.client import checks, qmd_config
-from qmd_remote.client.remote_block import KEEP, Keep, ModelNames, RemoteBlock
+from qmd_remote.client.remote_block import KEEP, Keep, ModelNames, RemoteBlock, require_variable
 from qmd_remote.errors import ConfigError, UsageError
 from qmd_remote.output import Output
 
@@ -31,6 +31,8 @@ def wanted_block(
     """
     if url and (embed_url or generation_url):
         raise UsageError("--url stands for both services", hint="leave out --embed-url and --generation-url")
+    if key_variable:
+        require_variable(key_variable)
     one = qmd_config.normalise_url(url) if url else None
     here = local.find()
     embed = one or (qmd_config.normalise_url(embed_url) if embed_url else here.embed_url)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from qmd_remote import services, settings
 from qmd_remote.client.qmd_config import normalise_url
+from qmd_remote.errors import ConfigError, UsageError
 from qmd_remote.services import EMBED, GENERATION, Record
 from qmd_remote.settings import Settings
 
@@ -44,5 +45,8 @@ def _beside(embed: Record | None, ours: Settings) -> str | None:
     told = embed.beside if embed else {}
     engine, url = told.get("engine", ours.generation_engine), told.get("url", ours.generation_url)
     if engine == "external" and url:
-        return normalise_url(url)
+        try:
+            return normalise_url(url)
+        except UsageError as error:
+            raise ConfigError(f"QMD_REMOTE_GENERATION_URL: {error.message}", hint=error.hint) from None
     return None if engine == "off" else f"http://127.0.0.1:{ours.generation_port}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -115,7 +116,8 @@ def report_table(report: Report) -> Table:
 def next_steps(settings: Settings, plan: Plan) -> list[str]:
     """The exact commands to type after `up`."""
     # a key in a file is known to this command only; a key in the environment is found there again
-    key = f" --api-key-file {settings.api_key_file}" if settings.api_key_file and not settings.api_key else ""
+    only_here = settings.api_key_file and not settings.api_key
+    key = f" --api-key-file {shlex.quote(settings.api_key_file)}" if only_here else ""
     steps = [
         (f"qmd-remote test{key}", "send both services exactly what QMD sends"),
         ("qmd-remote config write", "tell QMD on this machine about them"),

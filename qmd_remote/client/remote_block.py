@@ -85,6 +85,15 @@ def references(text: str) -> list[str]:
     return _REFERENCE.findall(text)
 
 
+def require_variable(name: str) -> None:
+    """Refuse what QMD cannot look up as `${name}`. Raises UsageError, which does not repeat it: it may be a key."""
+    if references(f"${{{name}}}") != [name]:
+        raise UsageError(
+            "--api-key-env takes the name of a variable: letters, digits and _",
+            hint="give the name, such as QMD_REMOTE_API_KEY, and the key to that variable",
+        )
+
+
 def expand(text: str, values: dict[str, str]) -> str:
     """`text` with each `${NAME}` replaced from `values`, by nothing where it has none."""
     return _REFERENCE.sub(lambda match: values.get(match[1], ""), text)

@@ -1,0 +1,321 @@
+"""What `test` tests, with which key, and what `up` says before and after."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmd_remote import commands, views
+from qmd_remote.client.checks import Target
+from qmd_remote.errors import ConfigError, NotRunning, UsageError
+from qmd_remote.launch import plan
+from qmd_remote.launch import up as launch_up
+from qmd_remote.launch.plan import GenerationPlan, Plan
+from qmd_remote.output import Output
+from qmd_remote.services import EMBED, GENERATION
+from qmd_remote.settings import Settings, require_safe_bind
+
+Run = Callable[..., Any]
+LOCAL, OTHER = "http://127.0.0.1:7001", "http://127.0.0.1:7000"
+ON = Plan("mini", GenerationPlan("process", "http://127.0.0.1:8000", "some/model", "transformers"))
+OFF = Plan("mini", GenerationPlan("off", reason="it is missing", hint="pip install it"))
+
+
+@pytest.fixture
+def find(cli_home: Path) -> Callable[..., Target]:
+    """find_target with nothing given but what the test names; QMD's file is `qmd/index.yml`."""
+
+    def call(**given: Any) -> Target:
+        nothing = {"url": None, "embed_url": None, "generation_url": None, "api_key": None}
+        return commands.find_target(**{**nothing, "config_file": cli_home / "qmd" / "index.yml", **given})
+
+    return call
+
+
+@pytest.fixture
+def config(cli_home: Path) -> Callable[[str], Path]:
+    """Write QMD's file."""
+
+    def write(text: str) -> Path:
+        path = cli_home / "qmd" / "index.yml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def urls(target: Target) -> tuple[str | None, str | None]:
+    """Both places that a target names."""
+    return target.embed_url, target.generation_url
+
+
+# which services
+
+
+def test_flags_come_before_config_and_config_before_what_runs(find: Run, config: Run, runs: Run):
+    """URLs of the command line win over QMD's file, and that wins over running services."""
+    runs(EMBED, LOCAL)
+    runs(GENERATION, OTHER)
+    assert (LOCAL, OTHER) == urls(find())
+    config("remote:\n  embed_url: http://c:1\n  generation_url: http://c:2\n")
+    assert ("http://c:1", "http://c:2") == urls(find())
+    flagged = find(embed_url="http://f:1/v1/")
+    assert ("http://f:1", None) == urls(flagged)
+    assert "--generation-url" in flagged.generation_reason
+
+
+def test_nothing_to_test(find: Run, config: Run):
+    """Neither URLs nor a remote block nor a running service: not running, also where QMD's file has other things."""
+    config("collections: {}\n")
+    with pytest.raises(NotRunning) as caught:
+        find()
+    assert "qmd-remote up" in caught.value.hint
+
+
+@pytest.mark.parametrize("other", ["embed_url", "generation_url"])
+def test_one_url_for_both_and_one_for_each_contradict(find: Run, other: str):
+    """--url stands for both services."""
+    with pytest.raises(UsageError):
+        find(url=LOCAL, **{other: OTHER})
+
+
+@pytest.mark.parametrize("spelt", [LOCAL, "http://localhost:7001/v1", "http://[::1]:7001/"])
+def test_the_url_of_the_local_server_finds_generation_beside_it(find: Run, runs: Run, spelt: str):
+    """--url with any name of this machine's embed server tests the generation that belongs to it."""
+    runs(EMBED, LOCAL)
+    runs(GENERATION, OTHER, program="transformers", model="its/model")
+    target = find(url=spelt)
+    assert (OTHER, False, "its/model") == (target.generation_url, target.generation_constrained, target.models.generate)
+
+
+def test_any_other_url_answers_for_everything(find: Run, runs: Run):
+    """--url of a server that is not ours is asked for generation too."""
+    runs(EMBED, LOCAL)
+    assert ("http://box:7001", "http://box:7001") == urls(find(url="http://box:7001"))
+    assert ("http://127.0.0.1:9", "http://127.0.0.1:9") == urls(find(url="http://127.0.0.1:9/"))
+
+
+def test_generation_that_is_off_is_skipped_with_a_reason(find: Run, runs: Run):
+    """A running server whose generation is off gives a target without generation."""
+    runs(EMBED, LOCAL, beside={"engine": "off", "url": ""})
+    target = find()
+    assert (None, "generation is off") == (target.generation_url, target.generation_reason)
+
+
+def test_a_block_that_qmd_ignores_is_an_error(find: Run, config: Run):
+    """With one URL only QMD uses local models: testing anything else would hide that."""
+    config("remote:\n  embed_url: http://c:1\n")
+    with pytest.raises(ConfigError, match="generation_url") as caught:
+        find()
+    assert caught.value.code == "config.incomplete"
+
+
+def test_what_the_engine_can_do_is_known_where_config_names_our_own(find: Run, config: Run, runs: Run):
+    """The config's generation URL is ours under another name of loopback; elsewhere the engine is not known."""
+    runs(GENERATION, OTHER, program="vllm")
+    config("remote:\n  embed_url: http://c:1\n  generation_url: http://localhost:7000\n")
+    assert find().generation_constrained is True
+    config("remote:\n  embed_url: http://c:1\n  generation_url: http://c:7000\n")
+    assert find().generation_constrained is None
+
+
+# which key
+
+
+def test_the_configs_urls_get_the_configs_key(find: Run, config: Run, runs: Run, monkeypatch: pytest.MonkeyPatch):
+    """QMD sends the key of its file, so the test does, whatever the variable of our own servers holds."""
+    monkeypatch.setenv("QMD_REMOTE_API_KEY", "ours")
+    monkeypatch.setenv("BOX_KEY", "boxs")
+    config("remote:\n  url: http://c:1\n  api_key: ${BOX_KEY}\n")
+    assert "boxs" == find().key
+    config("remote:\n  url: http://c:1\n")
+    assert "" == find().key
+    assert "asked" == find(api_key="asked").key
+
+
+def test_our_own_servers_and_urls_of_flags_get_the_environments_key(
+    find: Run, runs: Run, monkeypatch: pytest.MonkeyPatch
+):
+    """QMD_REMOTE_API_KEY is for the running services and for URLs given; an option's key wins."""
+    monkeypatch.setenv("QMD_REMOTE_API_KEY", "ours")
+    runs(EMBED, LOCAL)
+    assert ["ours", "ours", "ours"] == [find().key, find(url="http://b:1").key, find(embed_url="http://b:1").key]
+    assert "asked" == find(url=LOCAL, api_key="asked").key
+
+
+def test_a_variable_without_a_value_is_named(find: Run, config: Run):
+    """QMD would send no key then, and be refused; an option's key makes the variable unnecessary."""
+    config("remote:\n  url: http://c:1\n  api_key: ${BOX_KEY}\n")
+    with pytest.raises(ConfigError, match="BOX_KEY"):
+        find()
+    assert "asked" == find(api_key="asked").key
+
+
+def test_the_key_of_an_option(cli_home: Path, monkeypatch: pytest.MonkeyPatch):
+    """A variable's name or a file give the key; without either there is none; an unset variable is an error."""
+    monkeypatch.setenv("BOX_KEY", "boxs")
+    path = cli_home / "key"
+    path.write_text("filed\n", encoding="utf-8")
+    assert ["boxs", "filed", None] == [
+        commands.key_from("BOX_KEY", None),
+        commands.key_from(None, path),
+        commands.key_from(None, None),
+    ]
+    for value in ("", None):
+        monkeypatch.setenv("BOX_KEY", value) if value is not None else monkeypatch.delenv("BOX_KEY")
+        with pytest.raises(ConfigError, match="BOX_KEY"):
+            commands.key_from("BOX_KEY", None)
+
+
+# the command
+
+
+def test_both_services_are_good(qmd_remote: Run, stand_in: Run):
+    """A server that does what QMD needs passes: exit code 0 and no failed row."""
+    done = qmd_remote("test", "--url", stand_in().url, "--json")
+    data = done.envelope()["data"]
+    assert (0, []) == (done.code, [row for row in data["checks"] if row["status"] == "fail"])
+    assert data["target"]["with_key"] is False
+
+
+def test_a_key_in_a_file_opens_the_server(qmd_remote: Run, stand_in: Run, cli_home: Path):
+    """--api-key-file is sent; without it the test fails with 1 and the cause."""
+    server = stand_in(key="s3cret")
+    (cli_home / "key").write_text("s3cret\n", encoding="utf-8")
+    assert 0 == qmd_remote("test", "--url", server.url, "--api-key-file", "key").code
+    done = qmd_remote("test", "--url", server.url, "--json")
+    assert (1, "unauthorized") == (done.code, done.envelope()["error"]["code"])
+    assert "s3cret" in server.keys_sent
+
+
+def test_nobody_answers(qmd_remote: Run, nobody: str):
+    """A refused connection is exit code 1 under its own code, with the rows as data; people see a table."""
+    done = qmd_remote("test", "--url", nobody, "--json")
+    said = done.envelope()
+    assert (1, "refused", True) == (done.code, said["error"]["code"], bool(said["data"]["checks"]))
+    assert "check" in qmd_remote("test", "--url", nobody).stdout
+
+
+def test_a_password_in_the_configs_url_is_never_shown(config: Run, nobody: str, capsys: pytest.CaptureFixture[str]):
+    """QMD's file may hold user:password@; neither the note nor the envelope repeats it."""
+    with_password = nobody.replace("//", "//user:hunter2@")
+    for as_json in (False, True):
+        out = Output("test", as_json=as_json)
+        assert 1 == commands.test(out, Target(embed_url=with_password, generation_url=with_password))
+        captured = capsys.readouterr()
+        assert "hunter2" not in captured.out + captured.err
+        assert nobody in captured.out + captured.err
+    assert json.loads(captured.out)["data"]["target"]["embed_url"] == nobody
+
+
+# up
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "box.example"])
+def test_strangers_are_served_only_with_a_key_or_on_demand(host: str):
+    """An address other than loopback needs a key, or --insecure-no-auth."""
+    with pytest.raises(ConfigError) as caught:
+        require_safe_bind(Settings(host=host))
+    assert caught.value.exit_code == 4
+    require_safe_bind(Settings(host=host, insecure_no_auth=True))
+    require_safe_bind(Settings(host=host, api_key="k"))
+
+
+def test_the_plan_of_an_ipv6_address():
+    """An IPv6 address stands in brackets before its port, once."""
+    for host in ("::1", "[::1]"):
+        lines = views.plan_lines(Settings(host=host), ON, "")
+        assert "  listen on   [::1]:8001, without a key" in lines
+
+
+def test_the_plan_says_why_and_how():
+    """The preset with its reason, and generation with its program, or why it is off."""
+    lines = views.plan_lines(Settings(api_key="k"), ON, "no GPU was found")
+    assert lines[0].startswith("preset mini, since no GPU was found: ")
+    assert "  listen on   127.0.0.1:8001" in lines
+    assert "  generation  some/model by `transformers serve` on http://127.0.0.1:8000" in lines
+    assert "  generation  off, since it is missing" in views.plan_lines(Settings(), OFF, "")
+
+
+@pytest.fixture
+def upped(cli_home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[int, dict[str, Any]]]:
+    """What `up` makes of services that are at a URL already: nothing is started. Returns exit code and envelope."""
+
+    def call(url: str) -> tuple[int, dict[str, Any]]:
+        port = int(url.rpartition(":")[2])
+        wanted = Settings(preset="mini", port=port, generation_engine="external", generation_url=f"{url}/v1/")
+        monkeypatch.setattr(
+            plan,
+            "make",
+            lambda wanted, *_: Plan("mini", GenerationPlan("external", wanted.generation_url, "some/model")),
+        )
+        started = tuple(launch_up.Started(name, "already running", url=url) for name in (GENERATION, EMBED))
+        monkeypatch.setattr(launch_up, "bring_up", lambda *_: started)
+        written = io.StringIO()
+        with contextlib.redirect_stdout(written):
+            code = commands.up(Output("up", as_json=True), wanted, "")
+        return code, json.loads(written.getvalue())
+
+    return call
+
+
+def test_up_ends_with_checks_of_what_it_brought_up(upped: Run, stand_in: Run):
+    """Services that answer as QMD needs it are exit code 0; the external URL is asked without its /v1."""
+    code, said = upped(stand_in().url)
+    assert (0, [], "mini") == (code, said["warnings"], said["data"]["preset"])
+    assert ["already running"] * 2 == [one["action"] for one in said["data"]["services"]]
+    assert {"ok", "skip"} >= {row["status"] for row in said["data"]["checks"]}
+
+
+def test_up_fails_when_what_runs_is_no_good(upped: Run, nobody: str):
+    """Services that do not answer the checks are exit code 1, with the rows, and each failure as a warning."""
+    code, said = upped(nobody)
+    assert (1, "check.failed") == (code, said["error"]["code"])
+    assert "refused" in said["error"]["message"]
+    assert said["warnings"] and said["data"]["checks"]
+
+
+def commands_of(lines: list[str]) -> list[list[str]]:
+    """The commands among the next steps, as a shell splits them."""
+    return [shlex.split(line.strip().split("   ")[0].split("  ")[0]) for line in lines if line.startswith("  qmd")]
+
+
+def test_next_steps_on_loopback():
+    """Test, tell QMD, look, stop; nothing about other machines, no key."""
+    steps = commands_of(views.next_steps(Settings(), ON))
+    assert ["test", "config write", "status", "down"] == [" ".join(step[1:]) for step in steps]
+
+
+def test_next_steps_name_a_key_file_that_only_this_command_knows():
+    """A key from a file has to be named again; one in the environment is found there."""
+    assert ["qmd-remote", "test", "--api-key-file", "/k"] in commands_of(
+        views.next_steps(Settings(api_key_file="/k"), ON)
+    )
+    assert ["qmd-remote", "test"] in commands_of(views.next_steps(Settings(api_key="k"), ON))
+
+
+def test_next_steps_can_be_typed_when_the_key_file_has_a_space():
+    """The exact command means quoting."""
+    steps = commands_of(views.next_steps(Settings(api_key_file="/my keys/k"), ON))
+    assert ["qmd-remote", "test", "--api-key-file", "/my keys/k"] in steps
+
+
+def test_next_steps_for_other_machines(cli_home: Path):
+    """An address other than loopback gets a command for the other machine, with the key's variable if there is one."""
+    command = ["qmd-remote", "test", "--embed-url", "http://THIS-HOST:8001"]
+    assert command in commands_of(views.next_steps(Settings(host="0.0.0.0", insecure_no_auth=True), ON))
+    with_key = commands_of(views.next_steps(Settings(host="0.0.0.0", api_key="k"), ON))
+    assert [*command, "--api-key-env", "QMD_REMOTE_API_KEY"] in with_key
+
+
+def test_next_steps_say_how_to_get_generation():
+    """Where generation is off, the last line is how to turn it on."""
+    assert "generation: pip install it" == views.next_steps(Settings(), OFF)[-1]
