@@ -74,6 +74,10 @@ def bring_up(settings: Settings, plan: Plan, on_phase: OnPhase) -> tuple[Started
     """
     begun: list[psutil.Popen] = []
     with services.exclusive():
+        # before anything takes its time: a conversion, an engine's start
+        for service in (GENERATION, EMBED) if plan.generation.engine == "process" else (EMBED,):
+            if services.find(service) is None:
+                _require_free_port(service, settings)
         try:
             return _generation(settings, plan, on_phase, begun), _ensure(EMBED, settings, on_phase, begun)
         except BaseException:
