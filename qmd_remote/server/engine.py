@@ -66,7 +66,7 @@ class Engine:
         self._settings = settings
         self.embed_id = hub.shown_id(settings.embed_model)
         self.rerank_id = hub.shown_id(settings.rerank_model)
-        self.loading = Loading("start")
+        self.loading = Loading("starting")
         self.failure: QmdRemoteError | None = None
         self._models: Models | None = None
         self._dimension: int | None = None
