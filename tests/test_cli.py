@@ -245,9 +245,15 @@ def test_a_reader_that_leaves_early(cli_home: Path, log: Path):
 
 def test_following_a_log_until_ctrl_c(cli_home: Path, log: Path):
     """-f shows what is added, and Ctrl-C ends it with 130."""
-    with subprocess.Popen(
-        [PROGRAM, "logs", "-f", "-n", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    # a shell's background jobs, and so their children, ignore Ctrl-C unless told otherwise
+    told = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", told, PROGRAM, "logs", "-f", "-n", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "line 19999\n"
         with log.open("a", encoding="utf-8") as file:
@@ -256,6 +262,9 @@ def test_following_a_log_until_ctrl_c(cli_home: Path, log: Path):
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
         assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()
 
 
 # flags and settings
