@@ -267,7 +267,7 @@ class Engine:
             return
         except QmdRemoteError as error:
             self.failure = error
-        except Exception as error:  # whatever it is, /health and the parent process have to hear of it
+        except (Exception, SystemExit) as error:  # a thread swallows the latter, and all would wait for ever
             log.exception("loading failed")
             self.failure = ServiceFailed(f"loading the models failed: {type(error).__name__}: {error}")
         if self.failure is not None:

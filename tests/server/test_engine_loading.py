@@ -124,6 +124,19 @@ def failing(**settings: Any) -> Any:
     return engine.failure
 
 
+@pytest.mark.parametrize("end", [SystemExit(2), RuntimeError("boom"), MemoryError()])
+def test_whatever_ends_the_loader_is_a_failure_that_is_told(end: BaseException, monkeypatch):
+    """A bug, too little memory, or a library that leaves the process: nobody waits for models that never come."""
+
+    def broken(settings: Settings, report: Callable[[str, float | None], None]) -> Any:
+        raise end
+
+    monkeypatch.setattr("qmd_remote.server.engine.load_models", broken)
+    failure = failing()
+    assert failure is not None
+    assert type(end).__name__ in failure.message
+
+
 def test_models_for_the_wrong_job_are_refused(tmp_path):
     """A cross-encoder cannot embed, a classifier of three classes cannot rerank, SPLADE can do neither."""
     cross = tiny.save_cross_encoder(tmp_path / "cross", "bert")
