@@ -193,6 +193,7 @@ def test_a_child_that_ends_by_itself_after_it_was_ready_is_restarted(box: Box):
             first = box.pid
             box.marker.unlink()
             await soon(lambda: box.pid not in {0, first})
+        assert any("ended by itself with exit code 0; restarting" in line for line in box.log.messages)
 
     asyncio.run(scene())
 
@@ -333,3 +334,4 @@ def test_a_killed_supervisor_takes_its_child_along(driver):
     process.kill()
     process.wait()
     eventually(lambda: not alive(child))
+    assert not alive(child)

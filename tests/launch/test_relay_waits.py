@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from qmd_remote.launch import relay
-from tests.launch.stage import Stage, echo, play, read_request, refusal, request, said
+from tests.launch.stage import LIMIT_S, Stage, echo, play, read_request, refusal, request, said
 
 
 @pytest.mark.parametrize("size", [10, 3_000_000])
@@ -62,7 +62,10 @@ def test_a_caller_that_hangs_up_while_it_waits_is_forgotten(reset: bool):
         while len(asyncio.all_tasks()) == before:  # noqa: ASYNC110 - tasks set no event
             await asyncio.sleep(0.01)
         await hang_up(writer, reset=reset)
-        # that its task ends is what `play` waits for
+        async with asyncio.timeout(LIMIT_S):
+            while len(asyncio.all_tasks()) > before:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.01)
+        assert before == len(asyncio.all_tasks())
 
     play(scene)
 
@@ -97,6 +100,7 @@ def test_an_engine_does_not_work_for_nobody(reset: bool):
         await begun.wait()
         await hang_up(writer, reset=reset)
         await gone.wait()
+        assert gone.is_set()
 
     play(scene)
 

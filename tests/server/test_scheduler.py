@@ -302,8 +302,9 @@ def test_cancelled_waiters_leave_no_trace():
             await asyncio.sleep(0)
             gone.cancel()
             await asyncio.wait_for(behind, LIMIT_S)
+            assert gone.cancelled()
         async with room.hold(4):
-            pass
+            assert behind.done()
 
     asyncio.run(story())
 
