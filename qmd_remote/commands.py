@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from qmd_remote import local, paths, services, settings, views
+from qmd_remote import keys, local, paths, services, views
 from qmd_remote.client import checks, qmd_config
 from qmd_remote.client.causes import shown
 from qmd_remote.client.checks import Report, Target
@@ -19,8 +19,9 @@ from qmd_remote.launch.phases import Phase
 from qmd_remote.launch.plan import Plan
 from qmd_remote.local import Local
 from qmd_remote.output import Output
+from qmd_remote.reach import is_loopback, require_safe_bind
 from qmd_remote.services import GENERATION
-from qmd_remote.settings import Settings, is_loopback, require_safe_bind
+from qmd_remote.settings import Settings
 
 # whether an engine can hold an answer to a form (structured output); for others that is not known
 CONSTRAINED = {"vllm": True, "transformers": False}
@@ -68,7 +69,7 @@ def _local_target(wanted: Settings, planned: Plan) -> Target:
     generation = planned.generation
     on = generation.engine != "off"
     return Target(
-        embed_url=f"http://{services.connect_host(wanted.host)}:{wanted.port}",
+        embed_url=wanted.url,
         generation_url=generation.url if on else None,
         generation_reason=generation.reason,
         key=wanted.key,
@@ -198,4 +199,4 @@ def key_from(api_key_env: str | None, api_key_file: Path | None) -> str | None:
         if not os.environ.get(api_key_env):
             raise ConfigError(f"the variable {api_key_env} is not set here", hint=f"export {api_key_env}=…")
         return os.environ[api_key_env]
-    return settings.read_key_file(str(api_key_file)) if api_key_file else None
+    return keys.read_file(api_key_file) if api_key_file else None

@@ -32,7 +32,7 @@ def find() -> Local:
     ours = settings.resolve({})
     embed, generation = services.find(EMBED), services.find(GENERATION)
     return Local(
-        embed_url=embed.url if embed else f"http://{services.connect_host(ours.host)}:{ours.port}",
+        embed_url=embed.url if embed else ours.url,
         generation_url=generation.url if generation else _beside(embed, ours),
         embed=embed,
         generation=generation,

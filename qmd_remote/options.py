@@ -10,8 +10,11 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="One JSON envelope on stdout, for scripts.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
 
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more: the services' logs, what is sent, timings.")]
+
 Preset = Annotated[
-    str | None, typer.Option("--preset", metavar="NAME", help="gpu, cpu or mini; chosen by hardware when not named.")
+    str | None,
+    typer.Option("--preset", metavar="NAME", help="spark, gpu, cpu or mini; chosen by hardware when not named."),
 ]
 EmbedModel = Annotated[str | None, typer.Option("--embed-model", metavar="ID|FOLDER", help="Embedding model.")]
 RerankModel = Annotated[
@@ -24,6 +27,8 @@ Port = Annotated[int | None, typer.Option("--port", help="Port of the embed serv
 ApiKeyFile = Annotated[
     Path | None, typer.Option("--api-key-file", metavar="FILE", help="File with the API key (or QMD_REMOTE_API_KEY).")
 ]
+TlsCert = Annotated[Path | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate (PEM) for HTTPS.")]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Private key (PEM) of the certificate.")]
 InsecureNoAuth = Annotated[
     bool | None, typer.Option("--insecure-no-auth", help="Serve an address other than loopback without a key.")
 ]

@@ -33,10 +33,15 @@ PIPED_WIDTH = 240  # a file has no edge: rows of a table stay on one line
 class Output:
     """What one command has to say, in the mode the user asked for."""
 
-    def __init__(self, command: str, *, as_json: bool = False, quiet: bool = False) -> None:
+    def __init__(
+        self, command: str, *, as_json: bool = False, quiet: bool = False, verbose: bool = False, again: str = ""
+    ) -> None:
+        """`again` is what the user typed to say which file or server is meant: hints repeat it."""
         self.command = command
         self.as_json = as_json
         self.quiet = quiet
+        self.verbose = verbose
+        self.again = again
         self.warnings: list[dict[str, str]] = []
         self._status: Status | None = None
         self._phase = ""
@@ -64,6 +69,11 @@ class Output:
         """Tell a person what is going on (stderr)."""
         if not (self.as_json or self.quiet):
             self._console(stderr=True).print(as_typed(text), markup=False, soft_wrap=True)
+
+    def detail(self, text: str) -> None:
+        """Tell what only matters to who asked for more with --verbose (stderr)."""
+        if self.verbose:
+            self.note(text)
 
     def warn(self, message: str, hint: str = "") -> None:
         """Say what is not as it should be, without failing."""

@@ -27,6 +27,22 @@ def run_dir(env: Mapping[str, str] = os.environ) -> Path:
     return _ours("run", platformdirs.user_state_dir(APP), env)
 
 
+def config_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """Our settings file and our key: `~/.config/qmd-remote`, as QMD's own on every system."""
+    base = Path(env["XDG_CONFIG_HOME"]) if env.get("XDG_CONFIG_HOME") else Path.home() / ".config"
+    return _ours("config", str(base / APP), env)
+
+
+def settings_file(env: Mapping[str, str] = os.environ) -> Path:
+    """The settings file, whether it exists or not."""
+    return config_dir(env) / "config.toml"
+
+
+def key_file(env: Mapping[str, str] = os.environ) -> Path:
+    """The API key that `up --host` makes, whether it exists or not."""
+    return config_dir(env) / "api-key"
+
+
 def log_dir(env: Mapping[str, str] = os.environ) -> Path:
     """One log file per service, and the one before it."""
     return _ours("log", platformdirs.user_log_dir(APP), env)

@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from qmd_remote import paths
-from qmd_remote.errors import ServiceFailed
+from qmd_remote import keys, paths
+from qmd_remote.errors import ConfigError, ServiceFailed
 from qmd_remote.settings import Settings, declared
 
 EMBED = "embed"
@@ -27,6 +27,7 @@ SERVICES = (GENERATION, EMBED)  # in the order of starting: the larger tenant of
 
 # how they are found and how long waits may take changes nothing about a running service
 NOT_IN_SPEC = frozenset({"preset", "api_key", "api_key_file", "stall_limit_s", "start_limit_s"})
+SHARED = frozenset({"shutdown_limit_s"})  # by both services
 
 # create_time comes from a clock that may be stepped; pids are not reused within seconds
 CREATE_TIME_TOLERANCE_S = 2.0
@@ -37,6 +38,7 @@ class Record:
     """A running service: its supervisor's pid and creation time, where it answers, what runs there and with what.
 
     `beside` tells where generation is ("engine", "url"): for one that is none of our processes nobody else knows.
+    `key_file` and `tls_cert` are what this machine's own commands need to reach the service; the key itself is nowhere.
     """
 
     service: str
@@ -48,6 +50,15 @@ class Record:
     preset: str = ""
     spec: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, str] = field(default_factory=dict)
+    key_file: str = ""
+    tls_cert: str = ""
+
+    def key(self) -> str:
+        """The key that the service was started with, if it lies in a file that can be read; else empty."""
+        try:
+            return keys.read_file(self.key_file) if self.key_file else ""
+        except ConfigError:
+            return ""
 
 
 def record_file(service: str) -> Path:
@@ -64,9 +75,10 @@ def spec_of(service: str, settings: Settings) -> dict[str, Any]:
     values = {
         f.name: list(value) if isinstance(value := getattr(settings, f.name), tuple) else value
         for f in declared()
-        if f.name.startswith("generation_") == ours and f.name not in NOT_IN_SPEC
+        if (f.name.startswith("generation_") == ours or f.name in SHARED) and f.name not in NOT_IN_SPEC
     }
     if not ours:
+        values["generation_at"] = settings.generation_at
         values["api_key"] = hashlib.sha256(settings.key.encode()).hexdigest()[:12] if settings.key else ""
     return values
 
@@ -74,6 +86,11 @@ def spec_of(service: str, settings: Settings) -> dict[str, Any]:
 def beside_of(settings: Settings) -> dict[str, str]:
     """Where these settings say that generation is."""
     return {"engine": settings.generation_engine, "url": settings.generation_url}
+
+
+def key_file_of(settings: Settings) -> str:
+    """Where the key of these settings can be read again; empty when it came from a variable, or there is none."""
+    return "" if settings.api_key else settings.api_key_file
 
 
 def write(record: Record) -> None:
@@ -90,7 +107,9 @@ def registered(service: str, settings: Settings, *, url: str, model: str, progra
     """Announce the calling process as the supervisor of `service` for as long as the block runs."""
     me = psutil.Process()
     spec = spec_of(service, settings)
-    write(Record(service, me.pid, me.create_time(), url, model, program, settings.preset, spec, beside_of(settings)))
+    reached = {} if service == GENERATION else {"key_file": key_file_of(settings), "tls_cert": settings.tls_cert}
+    preset, beside = settings.preset, beside_of(settings)
+    write(Record(service, me.pid, me.create_time(), url, model, program, preset, spec, beside, **reached))
     path = record_file(service)
     try:
         yield
@@ -189,13 +208,3 @@ def port_holder(port: int) -> str:
             except psutil.NoSuchProcess:
                 return ""
     return ""
-
-
-def connect_host(host: str) -> str:
-    """The address at which this machine itself reaches a server that listens on `host`."""
-    bare = host.strip("[]")
-    if bare in {"0.0.0.0", ""}:  # noqa: S104 - compared, not bound
-        return "127.0.0.1"
-    if bare == "::":
-        return "[::1]"
-    return f"[{bare}]" if ":" in bare else bare

@@ -1,4 +1,4 @@
-"""Settings: one frozen value, from flag > environment > preset > default, with the origin of every field.
+"""Settings: one frozen value, from flag > environment > file > preset > default, with the origin of every field.
 
 Each field declares its environment variable and its meaning once; parsing, the hand-over to worker processes and
 the reference page (docs/settings.md) all read that declaration.
@@ -7,21 +7,18 @@ the reference page (docs/settings.md) all read that declaration.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import ipaddress
-import math
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
+from qmd_remote import keys, paths, settings_file
 from qmd_remote.errors import ConfigError, UsageError
 from qmd_remote.presets import DESIGN_EMBED, DESIGN_GENERATION, DESIGN_RERANK, PRESETS
-
-TRUE = frozenset({"1", "true", "yes", "on"})
-FALSE = frozenset({"0", "false", "no", "off", ""})
+from qmd_remote.reach import connect_host
+from qmd_remote.setting_values import did_you_mean, flag_of, parse, to_text
+from qmd_remote.settings_file import FileLayer
 
 
 def _setting(
@@ -64,6 +61,10 @@ class Settings:
     insecure_no_auth: bool = _setting(
         False, "QMD_REMOTE_INSECURE_NO_AUTH", "Allow an address other than loopback without a key."
     )
+    tls_cert: str = _setting(
+        "", "QMD_REMOTE_TLS_CERT", "Certificate (PEM, with its chain) for HTTPS on the embed server's port."
+    )
+    tls_key: str = _setting("", "QMD_REMOTE_TLS_KEY", "Private key (PEM) of that certificate.")
     max_body_mb: float = _setting(10.0, "QMD_REMOTE_MAX_BODY_MB", "Largest request body, in MB (10⁶ bytes).", low=0.001)
     max_queue: int = _setting(
         16384,
@@ -78,6 +79,12 @@ class Settings:
         60.0,
         "QMD_REMOTE_READY_WAIT_S",
         "Seconds a request waits for models that load, or for a worker that restarts.",
+    )
+    shutdown_limit_s: float = _setting(
+        30.0, "QMD_REMOTE_SHUTDOWN_LIMIT_S", "Seconds that running requests get to finish when a service is stopped."
+    )
+    access_log: bool = _setting(
+        True, "QMD_REMOTE_ACCESS_LOG", "Log a line per request: path, status, time and sizes, no texts and no keys."
     )
     trust_remote_code: tuple[str, ...] = _setting(
         (),
@@ -108,20 +115,34 @@ class Settings:
         low=1,
     )
     start_limit_s: float = _setting(3600.0, "QMD_REMOTE_START_LIMIT_S", "Seconds a start may take in all.", low=1)
-    preset: str = _setting("", "QMD_REMOTE_PRESET", "Named set of models: gpu, cpu or mini.", choices=("", *PRESETS))
+    preset: str = _setting(
+        "", "QMD_REMOTE_PRESET", f"Named set of models: {', '.join(PRESETS)}.", choices=("", *PRESETS)
+    )
     origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def key(self) -> str:
         """The API key, from the variable or its file; empty when there is none."""
-        return self.api_key or (read_key_file(self.api_key_file) if self.api_key_file else "")
+        return self.api_key or (keys.read_file(self.api_key_file) if self.api_key_file else "")
+
+    @property
+    def url(self) -> str:
+        """Where this machine itself reaches the embed server."""
+        return f"http{'s' if self.tls_cert else ''}://{connect_host(self.host)}:{self.port}"
+
+    @property
+    def generation_at(self) -> str:
+        """Where generation is for the embed server and for this machine; empty where it is off."""
+        if self.generation_engine == "process":
+            return f"http://127.0.0.1:{self.generation_port}"
+        return self.generation_url.rstrip("/") if self.generation_engine == "external" else ""
 
     def to_env(self) -> dict[str, str]:
-        """The settings as environment variables, for a child process; `resolve({}, that)` gives them back.
+        """The settings as environment variables, for a child process; `handed_over(that)` gives them back.
 
         The key travels only this way: never in argv, where every user of the machine could read it.
         """
-        return {f.metadata["env"]: _to_text(getattr(self, f.name)) for f in declared()}
+        return {f.metadata["env"]: to_text(getattr(self, f.name)) for f in declared()}
 
 
 def declared() -> list[dataclasses.Field[Any]]:
@@ -130,37 +151,71 @@ def declared() -> list[dataclasses.Field[Any]]:
 
 
 def resolve(
-    flags: Mapping[str, Any] | None = None, env: Mapping[str, str] = os.environ, *, preset: str = ""
+    flags: Mapping[str, Any] | None = None,
+    env: Mapping[str, str] = os.environ,
+    *,
+    preset: str = "",
+    file: FileLayer | None = None,
 ) -> Settings:
-    """Settle every field: flag > environment > preset > default.
+    """Settle every field: flag > environment > file > preset > default.
 
-    `flags` holds field names; None stands for "not given". `preset` is the one to use when neither flag nor
-    environment names one. Raises ConfigError (a value from the environment) or UsageError (a flag), naming both the
-    value and what it should be.
+    `flags` holds field names; None stands for "not given". `preset` is the one to use when nothing else names one;
+    `file` stands for the user's settings file, which is read when it is None. Raises ConfigError (a value from the
+    environment or the file) or UsageError (a flag), naming both the value and what it should be.
     """
     given = {name: value for name, value in (flags or {}).items() if value is not None}
+    if file is None:
+        file = settings_file.read(paths.settings_file(env), [f.name for f in declared()])
+    chosen = _preset(given, env, file, preset)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    chosen = _one_of("preset", given.get("preset") or env.get("QMD_REMOTE_PRESET") or preset, given)
     for f in declared():
-        variable = f.metadata["env"]
-        if f.name in given:
-            values[f.name], origins[f.name] = _parse(f, given[f.name], UsageError), "flag"
-        elif env.get(variable, "") != "":
-            values[f.name], origins[f.name] = (
-                _parse(f, env[variable], ConfigError),
-                f"environment ({variable})",
-            )
-        elif chosen and f.name in PRESETS[chosen].values:
-            values[f.name], origins[f.name] = PRESETS[chosen].values[f.name], f"preset ({chosen})"
-        else:
-            values[f.name], origins[f.name] = f.default, "default"
-    values["preset"] = chosen
-    if origins["api_key_file"] == "flag" and origins["api_key"] != "flag":
-        values["api_key"] = ""  # a key's file on the command line wins over a key in the environment
-    if values["api_key"] and not _is_sendable(values["api_key"]):
+        values[f.name], origins[f.name] = _settle(f, given, env, file, chosen)
+    # a key's file in one layer wins over a key in a layer below it
+    if _rank(origins["api_key_file"]) > _rank(origins["api_key"]):
+        values["api_key"], origins["api_key"] = "", origins["api_key_file"]
+    if values["api_key"] and not keys.is_sendable(values["api_key"]):
         raise ConfigError("QMD_REMOTE_API_KEY must hold one key: ASCII, no spaces inside", code="key.invalid")
     return Settings(**values, origins=origins)
+
+
+def handed_over(env: Mapping[str, str] = os.environ) -> Settings:
+    """The settings that a parent process settled and handed over by `to_env`: no file is read again."""
+    return resolve({}, env, file=FileLayer(paths.settings_file(env)))
+
+
+def _settle(
+    f: dataclasses.Field[Any], given: Mapping[str, Any], env: Mapping[str, str], file: FileLayer, preset: str
+) -> tuple[Any, str]:
+    """A field's value and its origin."""
+    name, variable = f.name, f.metadata["env"]
+    if name in given:
+        return parse(f, given[name], where=f"{flag_of(name)} ", kind=UsageError), "flag"
+    if env.get(variable, "") != "":
+        return parse(f, env[variable], where=f"{variable}=", kind=ConfigError), f"environment ({variable})"
+    if name in file.values:
+        return parse(f, file.values[name], where=f"{file.path}: {name} = ", kind=ConfigError), f"file ({file.path})"
+    if name == "preset" and preset:
+        return preset, "hardware"
+    if preset and name in PRESETS[preset].values:
+        return PRESETS[preset].values[name], f"preset ({preset})"
+    return f.default, "default"
+
+
+def _preset(given: Mapping[str, Any], env: Mapping[str, str], file: FileLayer, otherwise: str) -> str:
+    """The name of the preset to use, or empty. Raises UsageError or ConfigError for one that does not exist."""
+    name = str(given.get("preset") or env.get("QMD_REMOTE_PRESET") or file.values.get("preset") or otherwise)
+    if not name or name in PRESETS:
+        return name
+    kind = UsageError if given.get("preset") else ConfigError
+    raise kind(
+        f"there is no preset '{name}'{did_you_mean(name, PRESETS)}", hint=f"the presets are: {', '.join(PRESETS)}"
+    )
+
+
+def _rank(origin: str) -> int:
+    """How near to the user a value's origin is."""
+    return ["default", "preset", "file", "environment", "flag"].index(origin.partition(" ")[0])
 
 
 def require_device_name(name: str) -> None:
@@ -169,110 +224,3 @@ def require_device_name(name: str) -> None:
         raise ConfigError(
             f"there is no device '{name}'", hint="the devices are: auto, cuda, cuda:N, mps, cpu", code="device.unknown"
         )
-
-
-def require_safe_bind(settings: Settings) -> None:
-    """Refuse to serve strangers without a key.
-
-    Raises ConfigError for an address other than loopback when there is neither a key nor `insecure_no_auth`.
-    """
-    if is_loopback(settings.host) or settings.insecure_no_auth or settings.key:
-        return
-    raise ConfigError(
-        f"{settings.host} can be reached from other machines, and no API key is set",
-        hint="write a key to a file of mode 0600 and add --api-key-file FILE, or set QMD_REMOTE_API_KEY; "
-        "--insecure-no-auth serves everybody",
-        code="bind.no_key",
-    )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`; a name other than localhost counts as reachable."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
-def read_key_file(path: str) -> str:
-    """The key in a file: its text without white space around it. Raises ConfigError when there is none."""
-    try:
-        key = Path(path).expanduser().read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: ~name of nobody
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise ConfigError(f"the API key file {path} cannot be read: {reason}", code="key.unreadable") from error
-    if not _is_sendable(key):
-        raise ConfigError(
-            f"the API key file {path} must hold one key: ASCII, no spaces inside",
-            hint=f"python3 -c 'import secrets; print(secrets.token_urlsafe(32))' > {path} && chmod 600 {path}",
-            code="key.invalid",
-        )
-    return key
-
-
-def _is_sendable(key: str) -> bool:
-    """Whether an HTTP header can carry the key."""
-    return key.isascii() and key.isprintable() and " " not in key and key != ""
-
-
-def _to_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "1" if value else "0"
-    return ",".join(value) if isinstance(value, list | tuple) else str(value)
-
-
-def _one_of(name: str, value: str, given: Mapping[str, Any]) -> str:
-    if not value or value in PRESETS:
-        return value
-    near = difflib.get_close_matches(value, PRESETS, n=1)
-    guess = f"; did you mean {near[0]}?" if near else ""
-    kind = UsageError if name in given else ConfigError
-    raise kind(f"there is no preset '{value}'{guess}", hint=f"the presets are: {', '.join(PRESETS)}")
-
-
-def _parse(f: dataclasses.Field[Any], raw: Any, kind: type[ConfigError] | type[UsageError]) -> Any:
-    """`raw` (text, or a flag's typed value) as the field's type, checked against its limits."""
-    shown = "(hidden)" if f.metadata["secret"] else repr(raw)
-    where = f"{f.metadata['env']}={shown}" if kind is ConfigError else f"{flag_of(f.name)} {shown}"
-    text = _to_text(raw).strip()
-    try:
-        if isinstance(f.default, bool):
-            return _as_bool(text)
-        if isinstance(f.default, int | float):
-            number = type(f.default)(text)
-            if number == math.inf:
-                raise ValueError("must be a finite number")
-            if not number >= f.metadata["low"]:
-                raise ValueError(f"must be at least {f.metadata['low']}")
-            if f.name.endswith("port") and number > 65535:
-                raise ValueError("must be at most 65535")
-            return number
-        if isinstance(f.default, tuple):
-            return tuple(part.strip() for part in text.split(",") if part.strip())
-    except ValueError as error:
-        wanted = "a whole number" if type(f.default) is int else "a number"
-        reason = str(error) if "must" in str(error) else f"must be {wanted}"
-        raise kind(f"{where}: {reason}", hint=f.metadata["about"]) from None
-    if not text and f.default:
-        raise kind(f"{where}: needs a value", hint=f.metadata["about"])
-    choices = f.metadata["choices"]
-    if choices and text not in choices:
-        near = difflib.get_close_matches(text, choices, n=1)
-        guess = f"; did you mean {near[0]}?" if near else ""
-        raise kind(f"{where}: must be one of {', '.join(c for c in choices if c)}{guess}", hint=f.metadata["about"])
-    return text
-
-
-def flag_of(name: str) -> str:
-    """The command line's option for a setting."""
-    return "--generation" if name == "generation_engine" else f"--{name.replace('_', '-')}"
-
-
-def _as_bool(text: str) -> bool:
-    if text.lower() in TRUE:
-        return True
-    if text.lower() in FALSE:
-        return False
-    raise ValueError("must be 1 or 0")

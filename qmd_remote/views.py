@@ -14,7 +14,8 @@ from qmd_remote.launch.plan import Plan
 from qmd_remote.launch.status import ServiceStatus
 from qmd_remote.launch.up import TITLES, Started
 from qmd_remote.presets import PRESETS
-from qmd_remote.settings import Settings, is_loopback
+from qmd_remote.reach import is_loopback
+from qmd_remote.settings import Settings
 
 STATE_STYLE = {"ready": "green", "loading": "yellow", "ok": "green", "warn": "yellow", "skip": "dim"}
 BAD_STYLE = "bold red"

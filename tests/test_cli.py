@@ -317,7 +317,7 @@ def test_a_plain_up_keeps_the_preset_that_runs(
     if variable:
         monkeypatch.setenv("QMD_REMOTE_PRESET", variable)
     runs("embed", "http://127.0.0.1:1", preset="mini")
-    wanted, why = cli.settings_from(flags)
+    wanted, why = cli_life.settings_from(flags)
     assert (expected, expected == "mini") == (wanted.preset, bool(why))
     assert ("MiniLM" in wanted.embed_model) == (expected == "mini")
 

@@ -19,8 +19,9 @@ from qmd_remote.launch import plan
 from qmd_remote.launch import up as launch_up
 from qmd_remote.launch.plan import GenerationPlan, Plan
 from qmd_remote.output import Output
+from qmd_remote.reach import require_safe_bind
 from qmd_remote.services import EMBED, GENERATION
-from qmd_remote.settings import Settings, require_safe_bind
+from qmd_remote.settings import Settings
 
 Run = Callable[..., Any]
 LOCAL, OTHER = "http://127.0.0.1:7001", "http://127.0.0.1:7000"

@@ -18,6 +18,7 @@ import pytest
 
 from qmd_remote import services
 from qmd_remote.errors import ServiceFailed
+from qmd_remote.reach import connect_host
 from qmd_remote.services import EMBED, GENERATION, Record
 from qmd_remote.settings import Settings, declared
 
@@ -173,15 +174,17 @@ def test_a_damaged_record_is_no_record(text: str):
 
 @pytest.mark.parametrize("f", declared(), ids=lambda f: f.name)
 def test_each_setting_belongs_to_the_services_it_changes(f):
-    """A changed setting differs in the spec of its own service alone; presets and limits of waits in none."""
+    """A changed setting differs in the specs of those services that behave otherwise with it, and in no other."""
     default = f.default
-    other = {bool: True, int: 7, float: 7.5, tuple: ("x/y",), str: "other"}[type(default)]
+    other = {bool: not default, int: 7, float: 7.5, tuple: ("x/y",), str: "other"}[type(default)]
     before, after = Settings(), replace(Settings(), **{f.name: other})
     if f.name == "api_key_file":
         return  # its content counts, see below
     changed = {name for name in services.SERVICES if services.spec_of(name, before) != services.spec_of(name, after)}
     if f.name in {"preset", "stall_limit_s", "start_limit_s"}:
         assert set() == changed
+    elif f.name in {"generation_engine", "generation_port", "shutdown_limit_s"}:
+        assert {GENERATION, EMBED} == changed  # the embed server passes requests on to where generation is
     else:
         assert {GENERATION if f.name.startswith("generation_") else EMBED} == changed
 
@@ -304,7 +307,7 @@ def test_the_holder_of_a_port_is_named():
 )
 def test_this_machine_reaches_itself(host: str, expected: str):
     """A wildcard address is reached by loopback of its family; an IPv6 address stands in brackets."""
-    assert expected == services.connect_host(host)
+    assert expected == connect_host(host)
 
 
 def test_a_clock_that_is_set_a_little_does_not_hide_a_service(start):

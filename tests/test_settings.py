@@ -13,8 +13,10 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from qmd_remote.errors import ConfigError, QmdRemoteError, UsageError
+from qmd_remote.keys import read_file as read_key_file
 from qmd_remote.presets import PRESETS
-from qmd_remote.settings import Settings, declared, is_loopback, read_key_file, require_safe_bind, resolve
+from qmd_remote.reach import is_loopback, require_safe_bind
+from qmd_remote.settings import Settings, declared, resolve
 
 FIELDS = {f.name: f for f in declared() if f.name != "preset"}
 SECRET = "k3y-that-nobody-may-read"

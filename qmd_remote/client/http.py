@@ -14,7 +14,7 @@ import httpx
 
 from qmd_remote import __version__
 from qmd_remote.errors import ConfigError
-from qmd_remote.settings import is_loopback
+from qmd_remote.reach import is_loopback
 
 CONNECT_S = 5.0
 REQUEST_S = 120.0

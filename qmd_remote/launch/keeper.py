@@ -40,7 +40,7 @@ def main() -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        settings = settings_module.resolve()
+        settings = settings_module.handed_over()
         generation = plan.make(settings, hardware.probe(), paths.cache_dir()).generation
         if generation.engine != "process":
             raise ConfigError(f"there is no engine to keep: generation is {generation.engine} {generation.reason}")

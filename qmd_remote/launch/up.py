@@ -182,8 +182,7 @@ def _address(service: str, settings: Settings) -> tuple[str, int]:
 
 
 def _url(service: str, settings: Settings) -> str:
-    host, port = _address(service, settings)
-    return f"http://{services.connect_host(host)}:{port}"
+    return f"http://127.0.0.1:{settings.generation_port}" if service == GENERATION else settings.url
 
 
 def _require_free_port(service: str, settings: Settings) -> None:

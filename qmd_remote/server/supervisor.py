@@ -11,7 +11,8 @@ import sys
 from contextlib import ExitStack
 
 from qmd_remote import services
-from qmd_remote.settings import Settings, is_loopback, require_safe_bind
+from qmd_remote.reach import connect_host, is_loopback, require_safe_bind
+from qmd_remote.settings import Settings
 from qmd_remote.supervision import Child, Supervisor, answers_ok, listen, python_module, turn_away
 
 log = logging.getLogger("qmd_remote.serve")
@@ -32,7 +33,7 @@ def serve(settings: Settings, *, managed: bool = False, as_json: bool = False) -
         log.warning("everybody who can reach %s:%d is served without a key", settings.host, settings.port)
     socket = listen(settings.host, settings.port, holder=services.port_holder)
     port = socket.getsockname()[1]
-    url = f"http://{services.connect_host(settings.host)}:{port}"
+    url = f"http://{connect_host(settings.host)}:{port}"
     log.info("embed server on %s", url)
     child = Child(
         name="embed worker",

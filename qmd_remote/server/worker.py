@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     out = Output("serve", as_json="--json" in argv)
     listener = socket.socket(fileno=int(argv[0]))
     try:
-        app = create_app(settings_module.resolve())
+        app = create_app(settings_module.handed_over())
     except QmdRemoteError as error:
         return out.fail(error)
     config = uvicorn.Config(

@@ -15,7 +15,7 @@ from pathlib import Path
 from qmd_remote import services
 from qmd_remote.launch import convert_gguf
 from qmd_remote.services import EMBED, GENERATION
-from qmd_remote.settings import Settings, resolve
+from qmd_remote.settings import Settings, handed_over
 
 
 def fail() -> int:
@@ -79,7 +79,7 @@ def main() -> int:
         ("qmd_remote.launch.keeper", []),
         ("qmd_remote", ["serve", "--managed", "--json"]),
     )
-    return serve(GENERATION if module == "qmd_remote.launch.keeper" else EMBED, resolve())
+    return serve(GENERATION if module == "qmd_remote.launch.keeper" else EMBED, handed_over())
 
 
 if __name__ == "__main__":
