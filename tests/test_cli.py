@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qmd_remote import __version__, cli, cli_run, commands
+from qmd_remote import __version__, cli, cli_life, cli_run, commands
 from qmd_remote.errors import NotRunning
 from qmd_remote.output import Output
 from qmd_remote.server import supervisor
