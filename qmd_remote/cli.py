@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qmd_remote import __version__, cli_config, cli_life, cli_models, cli_settings, cli_test
+from qmd_remote import __version__, cli_config, cli_key, cli_life, cli_models, cli_settings, cli_test
 from qmd_remote.cli_run import new_app
 from qmd_remote.errors import UsageError
 from qmd_remote.output import Output
@@ -35,6 +35,7 @@ app.add_typer(cli_test.app)
 app.add_typer(cli_models.app)
 app.add_typer(cli_config.app, name="config")
 app.add_typer(cli_settings.app, name="settings")
+app.add_typer(cli_key.app, name="key")
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,11 @@ from qmd_remote.output import Output
 if TYPE_CHECKING:
     from qmd_remote.client.qmd_config import Change
 
-app = new_app(help="Write, show and find the remote: block of QMD's index.yml.")
+Diff = Annotated[bool, typer.Option("--diff", help="Show what changes.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change; write nothing.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Look at the file only; ask no service.")]
+
+app = new_app(help="Write, check, edit and remove the remote: block of QMD's index.yml.")
 
 
 @app.command(short_help="Write the remote: block of QMD's index.yml.")
@@ -29,8 +34,8 @@ def write(
     ] = False,
     index: options.Index = "index",
     file: options.File = None,
-    diff: Annotated[bool, typer.Option("--diff", help="Show what changes.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change; write nothing.")] = False,
+    diff: Diff = False,
+    dry_run: DryRun = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -45,7 +50,7 @@ def write(
       qmd-remote config write --embed-url http://spark:8001 --generation-url http://spark:8000 --api-key-env SPARK_KEY
       qmd-remote config write --index work --dry-run
     """
-    out = Output("config write", as_json=as_json, quiet=quiet)
+    out = Output("config write", as_json=as_json, quiet=quiet, again=_again(file, index))
 
     def body() -> int:
         from qmd_remote.client import qmd_config
@@ -63,31 +68,123 @@ def write(
         change = qmd_config.plan_write(path, wanted)
         if not dry_run:
             change = qmd_config.apply(change)
-        if (diff or dry_run) and not as_json:
-            out.raw(change.diff)
-        _tell(out, change, dry_run)
-        return out.finish(
-            {
-                "path": path,
-                "changed": change.changed,
-                "created": change.created,
-                "written": change.changed and not dry_run,
-                "backup": change.backup,
-                "diff": change.diff,
-            }
-        )
+        return _told(out, change, diff=diff, dry_run=dry_run)
 
     run(out, body)
 
 
-def _tell(out: Output, change: Change, dry_run: bool) -> None:
-    if not change.changed:
+@app.command(short_help="Take the remote: block out of QMD's index.yml.")
+def remove(
+    index: options.Index = "index",
+    file: options.File = None,
+    diff: Diff = False,
+    dry_run: DryRun = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Take the remote: block out of QMD's index.yml, so that QMD uses its local models; nothing else changes.
+
+    \b
+    Examples:
+      qmd-remote config remove --diff
+      qmd-remote config remove --index work --dry-run
+    """
+    out = Output("config remove", as_json=as_json, quiet=quiet, again=_again(file, index))
+
+    def body() -> int:
+        from qmd_remote.client import qmd_config
+
+        change = qmd_config.plan_remove(file or paths.qmd_config_file(index))
+        if not dry_run:
+            change = qmd_config.apply(change)
+        return _told(out, change, diff=diff, dry_run=dry_run)
+
+    run(out, body)
+
+
+def _again(file: Path | None, index: str) -> str:
+    """The options that name the same file again, for hints."""
+    if file is not None:
+        return f"--file {shlex.quote(str(file))}"
+    return "" if index == "index" else f"--index {shlex.quote(index)}"
+
+
+def _told(out: Output, change: Change, *, diff: bool, dry_run: bool) -> int:
+    """Say what became of a change."""
+    if diff or dry_run:
+        out.raw(change.diff)
+    if not change.changed and change.wanted is None:
+        out.note(f"{change.path} has no remote: block; nothing to remove")
+    elif not change.changed:
         out.note(f"{change.path} is as it should be; nothing to write")
     elif dry_run:
         out.note(f"{change.path} was not written (--dry-run)")
     else:
         out.note(f"{change.path} written" + (f"; the old file is {change.backup}" if change.backup else ""))
-        out.note("next: qmd-remote test")
+        out.note("next: qmd-remote test" if change.wanted else "QMD uses its local models now")
+    return out.finish(
+        {
+            "path": change.path,
+            "changed": change.changed,
+            "created": change.created,
+            "written": change.changed and not dry_run,
+            "backup": change.backup,
+            "diff": change.diff,
+        }
+    )
+
+
+@app.command(short_help="Say what QMD will really do with its index.yml, and what to correct.")
+def check(
+    index: options.Index = "index",
+    file: options.File = None,
+    offline: Offline = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Say what QMD will really do with its index.yml: where it sends what, or why it stays local; and what to correct.
+
+    Exits with 4 when QMD would fail or use its local models, with 1 when a service refuses the key.
+
+    \b
+    Examples:
+      qmd-remote config check
+      qmd-remote config check --index work --offline
+    """
+    out = Output("config check", as_json=as_json, quiet=quiet, again=_again(file, index))
+
+    def body() -> int:
+        from qmd_remote import config_flow
+
+        path = file or paths.qmd_config_file(index)
+        return config_flow.check(out, path, index=index, by_rule=file is None, offline=offline)
+
+    run(out, body)
+
+
+@app.command(short_help="Open QMD's index.yml in your editor, and check it afterwards.")
+def edit(
+    index: options.Index = "index",
+    file: options.File = None,
+    offline: Offline = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Open QMD's index.yml in $VISUAL or $EDITOR, and check it afterwards as `config check` does.
+
+    \b
+    Example:
+      EDITOR=nano qmd-remote config edit
+    """
+    out = Output("config edit", as_json=as_json, quiet=quiet, again=_again(file, index))
+
+    def body() -> int:
+        from qmd_remote import config_flow
+
+        path = file or paths.qmd_config_file(index)
+        return config_flow.edit(out, path, index=index, by_rule=file is None, offline=offline)
+
+    run(out, body)
 
 
 @app.command(short_help="Show the remote: block as QMD reads it.")
@@ -98,7 +195,7 @@ def show(index: options.Index = "index", file: options.File = None, as_json: opt
     Example:
       qmd-remote config show
     """
-    out = Output("config show", as_json=as_json)
+    out = Output("config show", as_json=as_json, again=_again(file, index))
 
     def body() -> int:
         from qmd_remote.client import qmd_config
@@ -135,7 +232,7 @@ def show_path(index: options.Index = "index", as_json: options.Json = False) -> 
 
     \b
     Example:
-      $EDITOR "$(qmd-remote config path)"
+      cat "$(qmd-remote config path)"
     """
     out = Output("config path", as_json=as_json)
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qmd_remote import options
 from qmd_remote.cli_run import new_app, run
-from qmd_remote.errors import Exit, NotRunning
+from qmd_remote.errors import Exit
 from qmd_remote.output import Output
 
 if TYPE_CHECKING:
     from qmd_remote.settings import Settings
 
 app = new_app()
+
+# parameters of commands that are no settings
+NOT_SETTINGS = {"generation", "foreground", "no_wait", "managed", "as_json", "quiet", "verbose"}
 
 
 def settings_from(flags: dict[str, Any]) -> tuple[Settings, str]:
@@ -43,6 +45,8 @@ def up(
     host: options.Host = None,
     port: options.Port = None,
     api_key_file: options.ApiKeyFile = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
     insecure_no_auth: options.InsecureNoAuth = None,
     trust_remote_code: options.TrustRemoteCode = None,
     generation: options.Generation = None,
@@ -50,85 +54,132 @@ def up(
     generation_port: options.GenerationPort = None,
     generation_command: options.GenerationCommand = None,
     generation_url: options.GenerationUrl = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay, show both logs, and stop both on Ctrl-C or SIGTERM.")
+    ] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return as soon as both are started.")] = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Start generation and the embed server, wait until both are ready, and leave them running.
 
-    Services that run already with the same settings are kept; others are replaced.
+    Services that run already with the same settings are kept; others are replaced, and the difference is shown.
+    An address that other machines can reach gets an API key.
 
     \b
     Examples:
       qmd-remote up
       qmd-remote up --preset mini
+      qmd-remote up --host 0.0.0.0
+      qmd-remote up --foreground
       qmd-remote up --embed-model ~/models/my-embedder --device cuda:1
       qmd-remote up --generation external --generation-url http://127.0.0.1:11434
     """
-    flags = {k: v for k, v in locals().items() if k not in {"as_json", "quiet", "generation"}}
+    flags = {name: value for name, value in locals().items() if name not in NOT_SETTINGS}
     flags["generation_engine"] = generation
-    out = Output("up", as_json=as_json, quiet=quiet)
+    out = Output("up", as_json=as_json, quiet=quiet, verbose=verbose or foreground)
 
     def body() -> int:
-        from qmd_remote import commands
+        from qmd_remote import up_flow
 
+        up_flow.require_one_way(waits=not no_wait, foreground=foreground, as_json=as_json)
         # a plain `kill` must tidy up like Ctrl-C does
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return commands.up(out, *settings_from(flags))
+        return up_flow.up(out, *settings_from(flags), up_flow.How(waits=not no_wait, foreground=foreground))
 
     run(out, body)
 
 
-@app.command(short_help="Show what runs: state, model, endpoint, device, memory.")
-def status(as_json: options.Json = False, quiet: options.Quiet = False) -> None:
-    """Show what runs: state, model, endpoint, device, memory. Exits with 3 when nothing does, 1 when something is ill.
+@app.command(short_help="Restart the services with the settings that they run with.")
+def restart(
+    service: Annotated[
+        str | None, typer.Argument(help="embed or generation [both].", autocompletion=options.complete_service)
+    ] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Restart the services with the settings that they run with; a key that has changed in its file is read again.
+
+    \b
+    Examples:
+      qmd-remote restart
+      qmd-remote restart embed
+    """
+    out = Output("restart", as_json=as_json, quiet=quiet, verbose=verbose)
+
+    def body() -> int:
+        from qmd_remote import services, up_flow
+
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return up_flow.restart(out, (services.require_name(service),) if service else ())
+
+    run(out, body)
+
+
+@app.command(short_help="Show what runs: state, model, endpoint, device, memory, requests.")
+def status(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it, until Ctrl-C.")] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Show what runs: state, model, endpoint, device, memory, requests. Problems come first.
+
+    Exits with 3 when nothing runs, with 1 when something is ill.
 
     \b
     Examples:
       qmd-remote status
+      qmd-remote status --watch
       qmd-remote status --json
     """
     out = Output("status", as_json=as_json, quiet=quiet)
 
     def body() -> int:
-        from qmd_remote import settings, views
-        from qmd_remote.launch import status as launch_status
+        from qmd_remote import status_flow
 
-        statuses = launch_status.look(settings.resolve({}).key)
-        code = launch_status.exit_code(statuses)
-        if code == Exit.NOT_RUNNING:
-            data = {"services": [asdict(one) for one in statuses]}
-            return out.fail(NotRunning("neither service is running", hint="qmd-remote up"), data)
-        out.show(views.status_table(statuses))
-        return out.finish({"services": [asdict(one) for one in statuses]}, exit_code=code)
+        return status_flow.watch(out) if watch else status_flow.once(out)
 
     run(out, body)
 
 
 @app.command(short_help="Show the services' logs.")
 def logs(
-    service: Annotated[str | None, typer.Argument(help="embed or generation [both].")] = None,
-    lines: Annotated[int, typer.Option("--lines", "-n", help="How many lines, counted from the end.")] = 50,
+    service: Annotated[
+        str | None, typer.Argument(help="embed or generation [both].", autocompletion=options.complete_service)
+    ] = None,
+    lines: Annotated[
+        int | None, typer.Option("--lines", "-n", help="How many lines, counted from the end [50, or all of --since].")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="Only what came since: 45s, 10m, 2h, 1d ago, or an ISO time.")
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing what is added.")] = False,
+    timestamps: Annotated[bool, typer.Option("--timestamps", "-t", help="Show when each line was written.")] = False,
+    crash: Annotated[bool, typer.Option("--crash", help="Show the last lines before the newest crash.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show the services' logs.
+    """Show the services' logs, in the order of time.
+
+    With --json every line has its time in front.
 
     \b
     Examples:
       qmd-remote logs embed -n 200
       qmd-remote logs -f
+      qmd-remote logs --since 10m -t
+      qmd-remote logs --crash generation
     """
     out = Output("logs", as_json=as_json)
 
     def body() -> int:
-        from qmd_remote.launch import logs as launch_logs
+        from qmd_remote import logs_flow
 
-        files = launch_logs.files(service)
-        if as_json:
-            return out.finish({"logs": {name: launch_logs.tail(path, lines) for name, path in files.items()}})
-        for name, text in launch_logs.stream(files, lines, follow=follow):
-            out.raw(f"{name:<10} | {text}\n" if len(files) > 1 else f"{text}\n")
-        return out.finish({})
+        if crash:
+            logs_flow.require_alone(since=since, follow=follow)
+            return logs_flow.crashes(out, service, lines, stamps=timestamps)
+        return logs_flow.logs(out, service, lines, since, follow=follow, stamps=timestamps)
 
     run(out, body)
 
@@ -166,6 +217,8 @@ def serve(
     device: options.Device = None,
     max_batch_size: options.MaxBatchSize = None,
     api_key_file: options.ApiKeyFile = None,
+    tls_cert: options.TlsCert = None,
+    tls_key: options.TlsKey = None,
     insecure_no_auth: options.InsecureNoAuth = None,
     trust_remote_code: options.TrustRemoteCode = None,
     preset: options.Preset = None,
@@ -180,7 +233,7 @@ def serve(
       EMBED_MODEL=BAAI/bge-m3 qmd-remote serve --port 9001
       qmd-remote serve --host 0.0.0.0 --api-key-file ~/.config/qmd-remote/key
     """
-    flags = {k: v for k, v in locals().items() if k not in {"as_json", "managed"}}
+    flags = {name: value for name, value in locals().items() if name not in NOT_SETTINGS}
     out = Output("serve", as_json=as_json)
 
     def body() -> int:
@@ -188,7 +241,8 @@ def serve(
         from qmd_remote.errors import ExtraMissing
         from qmd_remote.server import supervisor
 
-        resolved = settings.resolve(flags)
+        # what `up` hands over is settled; the user's file is not asked again
+        resolved = settings.handed_over() if managed else settings.resolve(flags)
         if missing := supervisor.missing_module():
             raise ExtraMissing("mini" if resolved.preset == "mini" else "server", missing)
         code = supervisor.serve(resolved, managed=managed, as_json=as_json)

@@ -1,4 +1,4 @@
-"""Flows that join launching with checking: what `up` and `test` do between parsing and showing."""
+"""What `test` does between parsing and showing: find the target, check it, judge."""
 
 from __future__ import annotations
 
@@ -7,74 +7,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from qmd_remote import keys, local, paths, services, views
+from qmd_remote import keys, local, services, views
 from qmd_remote.client import checks, qmd_config
 from qmd_remote.client.causes import shown
 from qmd_remote.client.checks import Report, Target
 from qmd_remote.client.remote_block import require_variable
 from qmd_remote.errors import ConfigError, NotRunning, ServiceFailed, UsageError
-from qmd_remote.launch import hardware, plan, status
-from qmd_remote.launch import up as launch_up
-from qmd_remote.launch.phases import Phase
-from qmd_remote.launch.plan import Plan
 from qmd_remote.local import Local
 from qmd_remote.output import Output
-from qmd_remote.reach import is_loopback, require_safe_bind
+from qmd_remote.reach import is_loopback
 from qmd_remote.services import GENERATION
-from qmd_remote.settings import Settings
 
 # whether an engine can hold an answer to a form (structured output); for others that is not known
 CONSTRAINED = {"vllm": True, "transformers": False}
-
-
-def up(out: Output, wanted: Settings, why: str) -> int:
-    """Plan, start, wait, check, and say what to do next. `why` is the reason for the preset, if nobody named it."""
-    wanted = launch_up.absolute(wanted)
-    if wanted.generation_engine == "external" and wanted.generation_url:
-        wanted = replace(wanted, generation_url=qmd_config.normalise_url(wanted.generation_url))
-    require_safe_bind(wanted)
-    planned = plan.make(wanted, hardware.probe(), paths.cache_dir())
-    for line in views.plan_lines(wanted, planned, why):
-        out.note(line)
-    generation = planned.generation
-    if generation.engine == "off" and wanted.generation_engine != "off":
-        out.warn(f"generation is off: {generation.reason}", hint=generation.hint)
-
-    def on_phase(service: str, phase: Phase) -> None:
-        out.phase(f"{launch_up.TITLES[service]}: {phase.name}", detail=phase.detail)
-
-    with out.progress("starting"):
-        started = launch_up.bring_up(wanted, planned, on_phase)
-        report = checks.run_checks(_local_target(wanted, planned), quick=True)
-    for line in views.started_lines(started):
-        out.note(line)
-    out.show(views.started_table(started, status.look(wanted.key)))
-    for row in report.rows:
-        if row.status in {"fail", "warn"}:
-            out.warn(f"{row.name}: {row.received}", hint=row.fix)
-    for line in views.next_steps(wanted, planned):
-        out.note(line)
-    data = {
-        "preset": planned.preset,
-        "services": [asdict(one) for one in started],
-        "checks": [asdict(row) for row in report.rows],
-    }
-    if report.failed:
-        hint = "qmd-remote test says more, and so does: qmd-remote logs"
-        return out.fail(ServiceFailed(f"the services run, but {_first(report)}", hint=hint, code="check.failed"), data)
-    return out.finish(data)
-
-
-def _local_target(wanted: Settings, planned: Plan) -> Target:
-    generation = planned.generation
-    on = generation.engine != "off"
-    return Target(
-        embed_url=wanted.url,
-        generation_url=generation.url if on else None,
-        generation_reason=generation.reason,
-        key=wanted.key,
-        generation_constrained=CONSTRAINED.get(generation.program),
-    )
 
 
 def test(out: Output, target: Target) -> int:
@@ -88,11 +33,13 @@ def test(out: Output, target: Target) -> int:
     if not report.failed:
         return out.finish(data)
     cause = report.first_cause
-    error = ServiceFailed(_first(report), hint=cause.fix if cause else "", code=cause.code if cause else "check.failed")
+    error = ServiceFailed(
+        first_failure(report), hint=cause.fix if cause else "", code=cause.code if cause else "check.failed"
+    )
     return out.fail(error, data)
 
 
-def _first(report: Report) -> str:
+def first_failure(report: Report) -> str:
     """The first failure in words, with the check that met it."""
     row = next(row for row in report.rows if row.status == "fail")
     return f"{row.name}: {report.first_cause.message if report.first_cause else row.received}"

@@ -1,18 +1,23 @@
-"""Which `remote:` block to write: URLs, model names and key from the options, the running services, or the design."""
+"""`config write`, `check` and `edit`: which `remote:` block to write, and what QMD makes of the one that is there."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
-from qmd_remote import local, presets
-from qmd_remote.client import checks, qmd_config
+from qmd_remote import editor, local, presets
+from qmd_remote.client import checks, config_check, config_facts, qmd_config
+from qmd_remote.client.config_check import Checked
+from qmd_remote.client.config_values import Finding
 from qmd_remote.client.remote_block import KEEP, Keep, ModelNames, RemoteBlock, require_variable
-from qmd_remote.errors import ConfigError, UsageError
+from qmd_remote.errors import ConfigError, Exit, ServiceFailed, UsageError
 from qmd_remote.output import Output
 
 KEY_VARIABLE = "QMD_REMOTE_API_KEY"
 NOWHERE = "http://127.0.0.1:8000"
+SEVERITY_STYLE = {"error": "bold red", "warning": "yellow", "info": "dim"}
 DESIGN = ModelNames(presets.DESIGN_EMBED, presets.DESIGN_GENERATION, presets.DESIGN_RERANK)
 
 
@@ -73,3 +78,72 @@ def _key(variable: str | None, *, literal: bool, needs_key: bool | None) -> str 
         return f"${{{variable or KEY_VARIABLE}}}"
     # a server that does not answer does not say whether it wants the key that is there
     return KEEP if needs_key is None else None
+
+
+def check(out: Output, path: Path, *, index: str, by_rule: bool, offline: bool) -> int:
+    """Say what QMD does with the file, and every finding. `by_rule` says that QMD's rule chose the file, not --file."""
+    folder = Path.cwd() if by_rule and index == "index" else None
+    checked = config_check.check_file(config_facts.gather(path, os.environ, folder=folder, beside=by_rule))
+    asked = checked.sound and not offline
+    if asked:
+        with out.progress("asking the services"):
+            checked = config_check.check_answers(checked, config_facts.ask(checked))
+    chosen_by = _chosen_by() if by_rule else "--file"
+    _tell(out, checked, chosen_by)
+    data = _data(out, checked) | {"chosen_by": chosen_by, "asked": asked}
+    if checked.exit_code == Exit.OK:
+        if not checked.findings:
+            out.note("nothing to correct" + ("" if asked else "; the services were not asked"))
+        return out.finish(data)
+    first = checked.findings[0]
+    error = ServiceFailed if checked.exit_code == Exit.FAILED else ConfigError
+    what = "QMD would use its local models" if checked.reason else "QMD's requests would fail"
+    count = sum(finding.severity == "error" for finding in checked.findings)
+    message = f"{what}: {first.message}" + (f", and {count - 1} more" if count > 1 else "")
+    hint = f"{first.fix.rstrip('.')}; then: qmd-remote config check"
+    return out.fail(error(message, hint=hint, code=f"config_check.{first.code}"), data)
+
+
+def edit(out: Output, path: Path, *, index: str, by_rule: bool, offline: bool) -> int:
+    """Open the file in the user's editor, then check it.
+
+    Raises ConfigError when there is no file, PrerequisiteError when there is no editor.
+    """
+    command = editor.command(path, "qmd-remote config edit")
+    if not path.exists():
+        raise ConfigError(f"there is no file {path}", hint="qmd-remote config write", code="config_file.missing")
+    editor.open_file(command, path, "qmd-remote config edit", keep_stdout=out.as_json)
+    return check(out, path, index=index, by_rule=by_rule, offline=offline)
+
+
+def _chosen_by() -> str:
+    return next((name for name in ("QMD_CONFIG_DIR", "XDG_CONFIG_HOME") if os.environ.get(name)), "default")
+
+
+def _tell(out: Output, checked: Checked, chosen_by: str) -> None:
+    from rich.markup import escape
+
+    out.show(escape(checked.sentence))
+    why = {"default": "where QMD looks by default", "--file": "named by --file"}
+    out.show(escape(f"  {checked.path}, {why.get(chosen_by, f'chosen by {chosen_by}')}"))
+    for finding in checked.findings:
+        style = SEVERITY_STYLE[finding.severity]
+        where = f"line {finding.line}: " if finding.line else ""
+        out.show(f"[{style}]{finding.severity:<7}[/]  {escape(where + finding.message)}")
+        out.show(escape(f"         {out.typed(finding.fix)}"))
+
+
+def _data(out: Output, checked: Checked) -> dict[str, Any]:
+    urls = {"embed_url": checked.embed_url, "generation_url": checked.generation_url}
+    return {
+        "path": checked.path,
+        "verdict": checked.verdict,
+        "reason": checked.reason,
+        **{name: url and config_check.without_secrets(url) for name, url in urls.items()},
+        "api_key": checked.api_key,
+        "findings": [_finding(out, finding) for finding in checked.findings],
+    }
+
+
+def _finding(out: Output, finding: Finding) -> dict[str, Any]:
+    return {**asdict(finding), "fix": out.about(finding.fix)}

@@ -12,9 +12,27 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and err
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more: the services' logs, what is sent, timings.")]
 
+
+def complete_service(incomplete: str) -> list[str]:
+    """Names of services for the shell's completion."""
+    return [name for name in ("embed", "generation") if name.startswith(incomplete)]
+
+
+def complete_preset(incomplete: str) -> list[str]:
+    """Names of presets for the shell's completion."""
+    from qmd_remote.presets import PRESETS
+
+    return [name for name in PRESETS if name.startswith(incomplete)]
+
+
 Preset = Annotated[
     str | None,
-    typer.Option("--preset", metavar="NAME", help="spark, gpu, cpu or mini; chosen by hardware when not named."),
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        help="spark, gpu, cpu or mini; chosen by hardware when not named.",
+        autocompletion=complete_preset,
+    ),
 ]
 EmbedModel = Annotated[str | None, typer.Option("--embed-model", metavar="ID|FOLDER", help="Embedding model.")]
 RerankModel = Annotated[

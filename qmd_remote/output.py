@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 SCHEMA = 1
+_ABOUT_A_FILE = re.compile(
+    r"qmd-remote (?:config (?:write|show|check|remove|edit)|test)(?![\w-])(?! --(?:file|index|url|embed-url)\b)"
+)
 _OUR_COMMAND = re.compile(r"(?<![\w/.-])(?<!runpip )qmd-remote(?= [a-z])")
+LOG_STYLE = {"generation": "cyan", "embed": "magenta"}
 PIPED_WIDTH = 240  # a file has no edge: rows of a table stay on one line
 
 
@@ -36,7 +40,7 @@ class Output:
     def __init__(
         self, command: str, *, as_json: bool = False, quiet: bool = False, verbose: bool = False, again: str = ""
     ) -> None:
-        """`again` is what the user typed to say which file or server is meant: hints repeat it."""
+        """`again` is what the user typed to say which file is meant, quoted for the shell: hints repeat it."""
         self.command = command
         self.as_json = as_json
         self.quiet = quiet
@@ -68,21 +72,30 @@ class Output:
     def note(self, text: str) -> None:
         """Tell a person what is going on (stderr)."""
         if not (self.as_json or self.quiet):
-            self._console(stderr=True).print(as_typed(text), markup=False, soft_wrap=True)
+            self._console(stderr=True).print(self.typed(text), markup=False, soft_wrap=True)
 
     def detail(self, text: str) -> None:
         """Tell what only matters to who asked for more with --verbose (stderr)."""
         if self.verbose:
             self.note(text)
 
+    def log_line(self, service: str, text: str) -> None:
+        """A line of a service's log, by name and colour (stdout)."""
+        if self.as_json or self.quiet:
+            return
+        from rich.text import Text
+
+        label = Text(f"{service:<10} | ", style=LOG_STYLE.get(service, ""))
+        self._console(stderr=False).print(label + Text(text), soft_wrap=True)
+
     def warn(self, message: str, hint: str = "") -> None:
         """Say what is not as it should be, without failing."""
-        self.warnings.append({"message": message, "hint": hint})
+        self.warnings.append({"message": message, "hint": self.about(hint)})
         if not self.as_json:
             console = self._console(stderr=True)
             console.print(_labelled("warning:", "yellow", message), soft_wrap=True)
             if hint:
-                console.print(f"  {as_typed(hint)}", markup=False, soft_wrap=True)
+                console.print(f"  {self.typed(hint)}", markup=False, soft_wrap=True)
 
     @contextmanager
     def progress(self, first: str) -> Iterator[None]:
@@ -91,7 +104,7 @@ class Output:
             yield
             return
         console = self._console(stderr=True)
-        if not console.is_terminal:
+        if self.verbose or not console.is_terminal:
             self.note(first)
             yield
             return
@@ -102,6 +115,28 @@ class Output:
             finally:
                 self._status = None
 
+    @contextmanager
+    def live(self) -> Iterator[Callable[[RenderableType], None]]:
+        """A view that is drawn again and again (stdout): in place on a terminal, elsewhere only when it has changed."""
+        console = self._console(stderr=False)
+        if console.is_terminal:
+            from rich.live import Live
+
+            with Live(console=console, auto_refresh=False) as view:
+                yield lambda what: view.update(what, refresh=True)
+            return
+        last = ""
+
+        def show(what: RenderableType) -> None:
+            nonlocal last
+            with console.capture() as captured:
+                console.print(what)
+            if captured.get() != last:
+                last = captured.get()
+                self.raw(last)
+
+        yield show
+
     def phase(self, text: str, *, detail: str = "") -> None:
         """Name what a long wait is doing now. `detail` (a percentage, say) is shown on terminals only."""
         if self._status is not None:
@@ -109,6 +144,14 @@ class Output:
         elif text != self._phase:
             self.note(text)
         self._phase = text
+
+    def typed(self, text: str) -> str:
+        """Commands in a text as this user has to type them, about the file that this user means."""
+        return as_typed(self.about(text))
+
+    def about(self, text: str) -> str:
+        """Commands in a text with the options that say which file this user means."""
+        return _ABOUT_A_FILE.sub(lambda found: f"{found[0]} {self.again}", text) if self.again else text
 
     def finish(self, data: Mapping[str, Any], *, exit_code: int = Exit.OK) -> int:
         """End a command that did its work: the envelope in JSON mode. Returns the exit code."""
@@ -119,12 +162,12 @@ class Output:
     def fail(self, error: QmdRemoteError, data: Mapping[str, Any] | None = None) -> int:
         """End a command with an error: what and why, then the next command. Returns the exit code."""
         if self.as_json:
-            self._envelope(data or {}, error.as_dict(), error.exit_code)
+            self._envelope(data or {}, {**error.as_dict(), "hint": self.about(error.hint)}, error.exit_code)
         else:
             console = self._console(stderr=True)
             console.print(_labelled("error:", "bold red", error.message), soft_wrap=True)
             if error.hint:
-                console.print(f"  {as_typed(error.hint)}", markup=False, soft_wrap=True)
+                console.print(f"  {self.typed(error.hint)}", markup=False, soft_wrap=True)
         return int(error.exit_code)
 
     def _envelope(self, data: Mapping[str, Any], error: Mapping[str, Any] | None, exit_code: int) -> None:

@@ -13,6 +13,8 @@ DESIGN_EMBED = "nomic-ai/nomic-embed-text-v1.5"
 DESIGN_RERANK = "BAAI/bge-reranker-v2-m3"
 DESIGN_GENERATION = "Qwen/Qwen2.5-3B-Instruct"
 
+SMALL_GENERATION = "Qwen/Qwen2.5-0.5B-Instruct"
+
 MINI_EMBED = "sentence-transformers/all-MiniLM-L6-v2"
 MINI_GENERATION = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -31,6 +33,15 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         preset.name: preset
         for preset in (
             Preset(
+                "spark",
+                "an NVIDIA DGX Spark (GB10, memory shared by CPU and GPU): the design's three models",
+                {
+                    "embed_model": DESIGN_EMBED,
+                    "rerank_model": DESIGN_RERANK,
+                    "generation_model": DESIGN_GENERATION,
+                },
+            ),
+            Preset(
                 "gpu",
                 "an NVIDIA GPU: the design's three models",
                 {
@@ -45,7 +56,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 {
                     "embed_model": DESIGN_EMBED,
                     "rerank_model": DESIGN_RERANK,
-                    "generation_model": "Qwen/Qwen2.5-0.5B-Instruct",
+                    "generation_model": SMALL_GENERATION,
                 },
             ),
             Preset(

@@ -78,13 +78,13 @@ def server_tls(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-def trusting(certificate: str) -> ssl.SSLContext | bool:
+def trusting(certificate: str) -> ssl.SSLContext:
     """How this machine verifies its own server: by exactly that certificate, whatever names stand in it.
 
-    It is asked for by an address of loopback, which no certificate names. True without a certificate: as usual.
+    It is asked for by an address of loopback, which no certificate names. An empty name gives the usual trust.
     """
     if not certificate:
-        return True
+        return ssl.create_default_context()
     try:
         context = ssl.create_default_context(cafile=Path(certificate).expanduser())
     except (OSError, ValueError) as error:

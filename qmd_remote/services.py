@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,8 +20,10 @@ import psutil
 from filelock import FileLock, Timeout
 
 from qmd_remote import keys, paths
-from qmd_remote.errors import ConfigError, ServiceFailed
+from qmd_remote.errors import ConfigError, ServiceFailed, UsageError
+from qmd_remote.setting_values import did_you_mean
 from qmd_remote.settings import Settings, declared
+from qmd_remote.supervision import outlive_parent
 
 EMBED = "embed"
 GENERATION = "generation"
@@ -28,6 +32,9 @@ SERVICES = (GENERATION, EMBED)  # in the order of starting: the larger tenant of
 # how they are found and how long waits may take changes nothing about a running service
 NOT_IN_SPEC = frozenset({"preset", "api_key", "api_key_file", "stall_limit_s", "start_limit_s"})
 SHARED = frozenset({"shutdown_limit_s"})  # by both services
+
+POLL_S = 0.1
+STAYS_WITH_PARENT = "QMD_REMOTE_STAYS_WITH_PARENT"  # "1": the service belongs to an `up --foreground`
 
 # create_time comes from a clock that may be stepped; pids are not reused within seconds
 CREATE_TIME_TOLERANCE_S = 2.0
@@ -59,6 +66,16 @@ class Record:
             return keys.read_file(self.key_file) if self.key_file else ""
         except ConfigError:
             return ""
+
+
+def require_name(service: str) -> str:
+    """The name of a service. Raises UsageError, with the nearest name, when there is none like it."""
+    if service not in SERVICES:
+        raise UsageError(
+            f"there is no service '{service}'{did_you_mean(service, SERVICES)}",
+            hint=f"the services are: {', '.join(SERVICES)}",
+        )
+    return service
 
 
 def record_file(service: str) -> Path:
@@ -110,6 +127,8 @@ def registered(service: str, settings: Settings, *, url: str, model: str, progra
     reached = {} if service == GENERATION else {"key_file": key_file_of(settings), "tls_cert": settings.tls_cert}
     preset, beside = settings.preset, beside_of(settings)
     write(Record(service, me.pid, me.create_time(), url, model, program, preset, spec, beside, **reached))
+    if os.environ.get(STAYS_WITH_PARENT) != "1":
+        outlive_parent()  # from here on `down` finds this process, even if the `up` that started it is killed
     path = record_file(service)
     try:
         yield
@@ -140,6 +159,16 @@ def process_of(record: Record) -> psutil.Process | None:
         return None
 
 
+def foreground_owner(record: Record) -> int | None:
+    """The pid of the `up --foreground` that a service belongs to, or None when it runs in the background."""
+    process = process_of(record)
+    try:
+        parent = process.parent() if process else None
+        return parent.pid if parent and "--foreground" in parent.cmdline() else None
+    except psutil.Error:
+        return None
+
+
 def stop(record: Record, *, grace_s: float = 60.0) -> bool:
     """End a service: SIGTERM, a grace for running requests, then SIGKILL for what is left of its process tree.
 
@@ -156,12 +185,30 @@ def end_tree(process: psutil.Process, *, grace_s: float) -> bool:
     tree = [process, *descendants(process)]
     with suppress(psutil.NoSuchProcess):
         process.terminate()
-    _, alive = psutil.wait_procs(tree, timeout=grace_s)
+    alive = _still_alive(tree, grace_s)
     for survivor in alive:
         with suppress(psutil.NoSuchProcess):
             survivor.kill()
-    psutil.wait_procs(alive, timeout=5)
+    _still_alive(alive, 5)
     return not alive
+
+
+def _still_alive(processes: Sequence[psutil.Process], limit_s: float) -> list[psutil.Process]:
+    """Which of them live after at most so many seconds. A zombie has ended: its parent may never ask for it."""
+    until = time.monotonic() + limit_s
+    alive = list(processes)
+    while True:
+        alive = [process for process in alive if _lives(process)]
+        if not alive or time.monotonic() > until:
+            return alive
+        psutil.wait_procs(alive, timeout=POLL_S)  # reaps our own children
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:

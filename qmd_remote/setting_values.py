@@ -12,6 +12,7 @@ from qmd_remote.errors import ConfigError, UsageError
 
 TRUE = frozenset({"1", "true", "yes", "on"})
 FALSE = frozenset({"0", "false", "no", "off", ""})
+FLAGS = {"generation_engine": "generation"}  # setting → option, where they differ
 ErrorKind = type[ConfigError] | type[UsageError]
 
 
@@ -27,48 +28,79 @@ def parse(f: Field[Any], raw: Any, *, where: str, kind: ErrorKind) -> Any:
 
     Raises `kind`; its message begins with `where` and the value.
     """
-    where = f"{where}{'(hidden)' if f.metadata['secret'] else repr(raw)}"
     about = f.metadata["about"]
-    text = to_text(raw).strip()
     try:
-        if isinstance(f.default, bool):
-            return _as_bool(text)
-        if isinstance(f.default, int | float):
-            return _as_number(f, text)
-        if isinstance(f.default, tuple):
-            return tuple(part.strip() for part in text.split(",") if part.strip())
-    except ValueError as error:
-        wanted = "a whole number" if type(f.default) is int else "a number"
-        reason = str(error) if "must" in str(error) else f"must be {wanted}"
-        raise kind(f"{where}: {reason}", hint=about) from None
+        return _checked(f, raw)
+    except _Wrong as error:
+        raise kind(f"{where}{_shown(f, raw)}: {error}", hint=about) from None
+
+
+class _Wrong(ValueError):
+    """Why a value is no value of its setting."""
+
+
+def _shown(f: Field[Any], raw: Any) -> str:
+    if f.metadata["secret"]:
+        return "(hidden)"
+    return str(raw).lower() if isinstance(raw, bool) else repr(raw)
+
+
+def _checked(f: Field[Any], raw: Any) -> Any:
+    _require_kind(f, raw)
+    text = to_text(raw).strip()
+    if isinstance(f.default, bool):
+        return _as_bool(text)
+    if isinstance(f.default, int | float):
+        return _as_number(f, text)
+    if "\0" in text:  # no variable can hold one
+        raise _Wrong("must be text")
+    if isinstance(f.default, tuple):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
     if not text and f.default:
-        raise kind(f"{where}: needs a value", hint=about)
+        raise _Wrong("needs a value")
     choices = f.metadata["choices"]
     if choices and text not in choices:
         listed = ", ".join(choice for choice in choices if choice)
-        raise kind(f"{where}: must be one of {listed}{did_you_mean(text, choices)}", hint=about)
+        raise _Wrong(f"must be one of {listed}{did_you_mean(text, choices)}")
     return text
 
 
+def _require_kind(f: Field[Any], raw: Any) -> None:
+    """Refuse a typed value of another kind, which its text would hide: `true` for a number is 1 by its text."""
+    if isinstance(raw, list | tuple):
+        if not isinstance(f.default, tuple) or not all(isinstance(item, str) for item in raw):
+            raise _Wrong("must be a list of texts" if isinstance(f.default, tuple) else "must be one value, not a list")
+    elif isinstance(raw, int | float) and isinstance(f.default, str | tuple):
+        raise _Wrong("must be text, in quotes")
+    elif isinstance(raw, bool) and not isinstance(f.default, bool):
+        raise _Wrong("must be a number")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A guess to append to a message; empty when nothing is near."""
-    near = difflib.get_close_matches(word, [one for one in known if one], n=1)
+    """A guess to append to a message; empty when nothing is near. A flag's or a variable's name is understood."""
+    plain = word.strip("-").lower().replace("-", "_").removeprefix("qmd_remote_")
+    plain = next((name for name, flag in FLAGS.items() if flag == plain), plain)
+    near = difflib.get_close_matches(plain, [one for one in known if one], n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def flag_of(name: str) -> str:
     """The command line's option for a setting."""
-    return "--generation" if name == "generation_engine" else f"--{name.replace('_', '-')}"
+    return f"--{FLAGS.get(name, name).replace('_', '-')}"
 
 
 def _as_number(f: Field[Any], text: str) -> int | float:
-    number = int(text) if type(f.default) is int else float(text)
+    whole = type(f.default) is int
+    try:
+        number = int(text) if whole else float(text)
+    except ValueError:
+        raise _Wrong("must be a whole number" if whole else "must be a number") from None
     if number == math.inf:
-        raise ValueError("must be a finite number")
+        raise _Wrong("must be a finite number")
     if not number >= f.metadata["low"]:
-        raise ValueError(f"must be at least {f.metadata['low']}")
+        raise _Wrong(f"must be at least {f.metadata['low']}")
     if f.name.endswith("port") and number > 65535:
-        raise ValueError("must be at most 65535")
+        raise _Wrong("must be at most 65535")
     return number
 
 
@@ -77,4 +109,4 @@ def _as_bool(text: str) -> bool:
         return True
     if text.lower() in FALSE:
         return False
-    raise ValueError("must be 1 or 0")
+    raise _Wrong("must be 1 or 0")

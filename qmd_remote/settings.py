@@ -20,6 +20,8 @@ from qmd_remote.reach import connect_host
 from qmd_remote.setting_values import did_you_mean, flag_of, parse, to_text
 from qmd_remote.settings_file import FileLayer
 
+NO_PRESET = ("preset", "")  # named in no layer: an empty name leaves the choice to the layers below
+
 
 def _setting(
     default: Any, env: str, about: str, *, choices: tuple[str, ...] = (), low: float = 0, secret: bool = False
@@ -150,6 +152,23 @@ def declared() -> list[dataclasses.Field[Any]]:
     return [f for f in fields(Settings) if f.name != "origins"]
 
 
+def names() -> list[str]:
+    """The settings' names in order."""
+    return [f.name for f in declared()]
+
+
+def field_of(name: str) -> dataclasses.Field[Any]:
+    """The declaration of a setting. Raises UsageError, with the nearest name, when there is none."""
+    for f in declared():
+        if f.name == name:
+            return f
+    raise UsageError(
+        f"there is no setting '{name}'{did_you_mean(name, names())}",
+        hint="all settings: qmd-remote settings",
+        code="settings.unknown",
+    )
+
+
 def resolve(
     flags: Mapping[str, Any] | None = None,
     env: Mapping[str, str] = os.environ,
@@ -163,9 +182,9 @@ def resolve(
     `file` stands for the user's settings file, which is read when it is None. Raises ConfigError (a value from the
     environment or the file) or UsageError (a flag), naming both the value and what it should be.
     """
-    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    given = {name: value for name, value in (flags or {}).items() if value is not None and (name, value) != NO_PRESET}
     if file is None:
-        file = settings_file.read(paths.settings_file(env), [f.name for f in declared()])
+        file = settings_file.read(paths.settings_file(env), names())
     chosen = _preset(given, env, file, preset)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -175,7 +194,8 @@ def resolve(
     if _rank(origins["api_key_file"]) > _rank(origins["api_key"]):
         values["api_key"], origins["api_key"] = "", origins["api_key_file"]
     if values["api_key"] and not keys.is_sendable(values["api_key"]):
-        raise ConfigError("QMD_REMOTE_API_KEY must hold one key: ASCII, no spaces inside", code="key.invalid")
+        where = f"{file.where('api_key')}api_key" if origins["api_key"].startswith("file") else "QMD_REMOTE_API_KEY"
+        raise ConfigError(f"{where} must hold one key: ASCII, no spaces inside", code="key.invalid")
     return Settings(**values, origins=origins)
 
 
@@ -193,8 +213,9 @@ def _settle(
         return parse(f, given[name], where=f"{flag_of(name)} ", kind=UsageError), "flag"
     if env.get(variable, "") != "":
         return parse(f, env[variable], where=f"{variable}=", kind=ConfigError), f"environment ({variable})"
-    if name in file.values:
-        return parse(f, file.values[name], where=f"{file.path}: {name} = ", kind=ConfigError), f"file ({file.path})"
+    if name in file.values and (name, file.values[name]) != NO_PRESET:
+        where = f"{file.where(name)}{name} = "
+        return parse(f, file.values[name], where=where, kind=ConfigError), f"file ({file.path})"
     if name == "preset" and preset:
         return preset, "hardware"
     if preset and name in PRESETS[preset].values:
@@ -204,12 +225,14 @@ def _settle(
 
 def _preset(given: Mapping[str, Any], env: Mapping[str, str], file: FileLayer, otherwise: str) -> str:
     """The name of the preset to use, or empty. Raises UsageError or ConfigError for one that does not exist."""
-    name = str(given.get("preset") or env.get("QMD_REMOTE_PRESET") or file.values.get("preset") or otherwise)
+    flag, variable, line = given.get("preset"), env.get("QMD_REMOTE_PRESET"), file.values.get("preset")
+    name = str(flag or variable or line or otherwise)
     if not name or name in PRESETS:
         return name
-    kind = UsageError if given.get("preset") else ConfigError
-    raise kind(
-        f"there is no preset '{name}'{did_you_mean(name, PRESETS)}", hint=f"the presets are: {', '.join(PRESETS)}"
+    where = file.where("preset") if not (flag or variable) and line else ""
+    raise (UsageError if flag else ConfigError)(
+        f"{where}there is no preset '{name}'{did_you_mean(name, PRESETS)}",
+        hint=f"the presets are: {', '.join(PRESETS)}",
     )
 
 

@@ -9,28 +9,32 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import functools
-import json
 import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 import httpx
 
-from qmd_remote.errors import ApiError, ConfigError, PrerequisiteError, Unavailable
+from qmd_remote import leash
+from qmd_remote.errors import ConfigError, PrerequisiteError
+from qmd_remote.logbook import STAMPED, Intake, Logbook
+from qmd_remote.stop_wish import StopWish
 
 log = logging.getLogger("qmd_remote.supervision")
 
-CALLER_PATIENCE_S = 60.0
 BACKLOG = 2048
 CANNOT_START = 127  # as a shell says it
 PR_SET_PDEATHSIG = 1
+# loaded here: between fork and exec nothing may wait for a lock that another thread held at the fork
+LIBC = ctypes.CDLL(None)
 
 
 @dataclass
@@ -53,7 +57,10 @@ class RestartPolicy:
 
 @dataclass(frozen=True)
 class Child:
-    """What to run. `ready` asks whether it serves; `argv` must not hold secrets, `env` may."""
+    """What to run. `ready` asks whether it serves; `argv` must not hold secrets, `env` may.
+
+    `prefix` stands before each of its lines in a logbook.
+    """
 
     name: str
     argv: Sequence[str]
@@ -62,6 +69,7 @@ class Child:
     pass_fds: Sequence[int] = ()
     cwd: Path | None = None
     grace_s: float = 30.0
+    prefix: bytes = b""
 
 
 class Supervisor:
@@ -70,55 +78,93 @@ class Supervisor:
     A child that ends by itself before it was ever ready is a failed start: it is not restarted, and its exit code
     is the result. One that is killed by a signal while starting gets `STARTS` tries. After the first readiness every
     end is a crash and is followed by a restart, for ever.
+
+    `before_stop` runs once when it is told to stop, before the child is: what runs there may finish. With a `book` the
+    child's output goes there line by line, and its last lines are kept when it ends unasked; without one the child
+    inherits stdout and stderr. `wish` is shared by supervisors that follow each other.
     """
 
     STARTS = 3
     POLL_S = 0.2
 
-    def __init__(self, child: Child, *, policy: RestartPolicy | None = None) -> None:
+    def __init__(
+        self,
+        child: Child,
+        *,
+        policy: RestartPolicy | None = None,
+        before_stop: Callable[[], Awaitable[None]] | None = None,
+        book: Logbook | None = None,
+        wish: StopWish | None = None,
+    ) -> None:
         self.child = child
         self.policy = policy or RestartPolicy()
-        self.stopping = asyncio.Event()
+        self.before_stop = before_stop
+        self.restarts = 0
+        self.book = book
+        self.wish = wish or StopWish()
+        self.stopping = self.wish.asked
         self._ready_at: float | None = None
         self._was_ready = False
+        self._last_words: Path | None = None
 
     async def run(self, while_down: Callable[[float], Awaitable[None]] | None = None) -> int:
         """Supervise until SIGTERM or SIGINT; returns the exit code for the whole process.
 
+        A second SIGTERM changes nothing. A second SIGINT (Ctrl-C) ends the child at once, whatever it still works on.
         `while_down(delay)` runs during each back-off, to answer callers that waited long enough.
         """
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stopping.set)
-        while True:
-            code = await self._run_once()
+        with self.wish.heeded_in_loop():
+            code = await self._run(while_down)
+            await self._before_stop()
+            return code
+
+    async def _run(self, while_down: Callable[[float], Awaitable[None]] | None) -> int:
+        while not self.stopping.is_set():
+            code = await self.run_once()
             if self.stopping.is_set():
-                return 0
+                break
             if not self._was_ready and (code >= 0 or self.policy.crashes + 1 >= self.STARTS):
                 return code if code > 0 else 1
             delay = self.policy.next_delay(self._healthy_for())
-            log.warning("%s %s; restarting %s", self.child.name, _how_it_ended(code), _when(delay))
+            kept = f"; its last lines are in {self._last_words}" if self._last_words else ""
+            log.warning("%s %s; restarting %s%s", self.child.name, how_it_ended(code), _when(delay), kept)
             await self._pause(delay, while_down)
-            if self.stopping.is_set():
-                return 0
+            self.restarts += 1
+        return 0
 
-    async def _run_once(self) -> int:
+    async def run_once(self) -> int:
         """Start the child and wait for its end, or stop it when we are told to. Returns its exit code."""
-        self._ready_at = None
+        self._ready_at = self._last_words = None
+        intake: Intake | None = None
         try:
+            intake = await self.book.intake(self.child.prefix) if self.book else None
             process = await asyncio.create_subprocess_exec(
                 *self.child.argv,
-                env=dict(self.child.env),
+                env={**self.child.env, **({STAMPED: "1"} if intake else {})},
                 cwd=self.child.cwd,
                 pass_fds=self.child.pass_fds,
                 stdin=asyncio.subprocess.DEVNULL,
+                stdout=intake.fd if intake else None,
+                stderr=intake.fd if intake else None,
                 preexec_fn=functools.partial(end_with_parent, os.getpid()),
                 process_group=0,
             )
         except OSError as error:  # no such program, no memory: what the system refuses now it may grant later
+            if intake:
+                await intake.finish()
             log.error("%s cannot be started: %s", self.child.name, error)
             return CANNOT_START
         log.info("%s started (pid %d)", self.child.name, process.pid)
+        code = await self._until_its_end(process)
+        if intake and self.book:
+            await intake.finish()
+            if not self.stopping.is_set():
+                how = f"{self.child.name} (pid {process.pid}) {how_it_ended(code)}"
+                self._last_words = self.book.keep_crash(how, intake.recent)
+        return code
+
+    async def _until_its_end(self, process: asyncio.subprocess.Process) -> int:
+        tie = _leash(process.pid)
         ended = asyncio.ensure_future(process.wait())
         stop = asyncio.ensure_future(self.stopping.wait())
         watch = asyncio.ensure_future(self._watch_readiness())
@@ -128,23 +174,44 @@ class Supervisor:
                 await self._stop(process, ended)
             return ended.result()
         finally:
-            # what the child started holds ports and GPU memory that its successor needs
+            # What the child started holds ports and GPU memory that its successor needs. The child itself has been
+            # waited for; the leash is what keeps its group's number from being given to others.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
+            if tie:
+                tie.release()
             for task in (stop, watch):
                 task.cancel()
             await asyncio.gather(stop, watch, return_exceptions=True)
 
+    async def _before_stop(self) -> None:
+        """Run the hook if there is one, once, to its end or until there is a hurry."""
+        hook, self.before_stop = self.before_stop, None
+        if hook is not None:
+            await self._unless_in_a_hurry(asyncio.ensure_future(hook()))
+
     async def _stop(self, process: asyncio.subprocess.Process, ended: asyncio.Future[int]) -> None:
+        await self._before_stop()
         with suppress(ProcessLookupError):
             process.terminate()
-        try:
-            await asyncio.wait_for(asyncio.shield(ended), self.child.grace_s)
-        except TimeoutError:
+        await self._unless_in_a_hurry(asyncio.shield(ended), self.child.grace_s)
+        if not ended.done():
             log.warning("%s did not end within %.0f s and is killed", self.child.name, self.child.grace_s)
             with suppress(ProcessLookupError):
                 process.kill()
             await ended
+
+    async def _unless_in_a_hurry(self, work: asyncio.Future[Any], limit_s: float | None = None) -> None:
+        """Wait for `work`; it is given up after `limit_s` seconds, or when somebody is in a hurry."""
+        hurry = asyncio.ensure_future(self.wish.hurry.wait())
+        try:
+            await asyncio.wait({work, hurry}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            for one in (work, hurry):
+                one.cancel()
+            await asyncio.gather(work, hurry, return_exceptions=True)
 
     async def _watch_readiness(self) -> None:
         loop = asyncio.get_running_loop()
@@ -166,10 +233,19 @@ class Supervisor:
             await asyncio.gather(helper, return_exceptions=True)
 
 
-async def answers_ok(url: str) -> bool:
-    """Whether a service's health check answers 200."""
+def _leash(group: int) -> leash.Leash | None:
+    """What ends the child's whole group if we are killed; None, with a warning, when the system refuses."""
     try:
-        async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
+        return leash.watch(group)
+    except OSError as error:
+        log.warning("nothing will end what the child starts if this process is killed: %s", error)
+        return None
+
+
+async def answers_ok(url: str, verify: ssl.SSLContext | bool = True) -> bool:
+    """Whether a service's health check answers 200; `verify` is what its certificate must satisfy."""
+    try:
+        async with httpx.AsyncClient(trust_env=False, timeout=5, verify=verify) as client:
             return (await client.get(f"{url}/health")).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False
@@ -215,68 +291,22 @@ def listen(host: str, port: int, *, holder: Callable[[int], str] = lambda _: "",
     return server
 
 
-async def turn_away(server: socket.socket, delay: float, what: str) -> None:
-    """During a back-off of `delay` seconds: let callers wait for 60 s, then answer 503 until the back-off ends."""
-    if delay <= CALLER_PATIENCE_S:
-        return  # they wait for the next child
-    await asyncio.sleep(CALLER_PATIENCE_S)
-    loop = asyncio.get_running_loop()
-    until = loop.time() + delay - CALLER_PATIENCE_S
-    answering: set[asyncio.Task[None]] = set()
-
-    def accept() -> None:
-        # taken and handed to its task in one step: asyncio's own server loses callers that it accepts while it closes,
-        # and shortens the queue of the socket that it is given
-        with suppress(OSError):
-            connection, _ = server.accept()
-            task = loop.create_task(_turn_one_away(connection, max(1, round(until - loop.time())), what))
-            answering.add(task)
-            task.add_done_callback(answering.discard)
-
-    loop.add_reader(server, accept)
-    try:
-        await asyncio.sleep(delay - CALLER_PATIENCE_S)
-    finally:
-        loop.remove_reader(server)
-
-
-async def _turn_one_away(connection: socket.socket, left: int, what: str) -> None:
-    connection.setblocking(False)
-    reader, writer = await asyncio.open_connection(sock=connection)
-    message = f"{what} crashed and is restarted in {left} s"
-    await refuse(reader, writer, Unavailable(message, code="restarting", retry_after=left))
-    writer.close()
-
-
-async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, error: ApiError) -> None:
-    """Answer one connection with an error in OpenAI's shape; the caller of this closes it."""
-    body = json.dumps(error.body()).encode()
-    head = [
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
-        "content-type: application/json",
-        f"content-length: {len(body)}",
-        "connection: close",
-        *([f"retry-after: {error.retry_after}"] if error.retry_after else []),
-    ]
-    with suppress(OSError, TimeoutError):
-        async with asyncio.timeout(5):
-            writer.write("\r\n".join([*head, "", ""]).encode() + body)
-            await writer.drain()
-            writer.write_eof()
-            # unread bytes at close would turn into a reset that can overtake the answer
-            while await reader.read(65536):
-                pass
-
-
 def end_with_parent(parent: int) -> None:
     """Ask the kernel to kill this process when process `parent` dies, however it dies (Linux; elsewhere a no-op)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the kernel knew of our wish
             os._exit(1)
 
 
-def _how_it_ended(code: int) -> str:
+def outlive_parent() -> None:
+    """Take back what `end_with_parent` asked for: this process can be found and ended without its parent now."""
+    if sys.platform == "linux":
+        LIBC.prctl(PR_SET_PDEATHSIG, 0)
+
+
+def how_it_ended(code: int) -> str:
+    """An exit code, negative for a signal, in words."""
     if code >= 0:
         return f"ended by itself with exit code {code}"
     try:

@@ -191,3 +191,9 @@ def nobody() -> str:
     server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
     server.server_close()
     return f"http://127.0.0.1:{server.server_port}"
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all tests that run the preset mini: its language model is converted once, as it is for a user."""
+    return tmp_path_factory.mktemp("cache")

@@ -73,9 +73,11 @@ class Box:
 
 
 @pytest.fixture(scope="module")
-def box(tmp_path_factory):
+def box(tmp_path_factory, converted):
     """Both services up with the preset mini; brought down at the end, whatever happened."""
     box = Box(tmp_path_factory.mktemp("box"))
+    (box.folder / "home").mkdir()
+    (box.folder / "home" / "cache").symlink_to(converted)
     try:
         code, envelope = box.run("up", "--preset", "mini")
         assert 0 == code, envelope

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from qmd_remote import supervision
+from qmd_remote import reception
 from qmd_remote.errors import ConfigError, PrerequisiteError
-from qmd_remote.supervision import listen, turn_away
+from qmd_remote.reception import turn_away
+from qmd_remote.supervision import listen
 
 LIMIT_S = 10
 
@@ -35,7 +36,7 @@ def test_who_waited_long_enough_is_turned_away_in_openai_s_shape(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ):
     """After the patience callers get a 503 that OpenAI's clients understand, with the seconds until the restart."""
-    monkeypatch.setattr(supervision, "CALLER_PATIENCE_S", 0.05)
+    monkeypatch.setattr(reception, "CALLER_PATIENCE_S", 0.05)
 
     async def scene() -> bytes:
         reader, writer = await call(listener)  # before the patience ends
@@ -71,7 +72,7 @@ def test_nobody_is_turned_away_in_a_back_off_shorter_than_the_patience(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ):
     """A caller that waits through a short back-off still waits at its end, for the next child to take it."""
-    monkeypatch.setattr(supervision, "CALLER_PATIENCE_S", 60)
+    monkeypatch.setattr(reception, "CALLER_PATIENCE_S", 60)
 
     async def scene() -> None:
         _, writer = await call(listener)
@@ -86,7 +87,7 @@ def test_after_the_back_off_new_callers_wait_for_the_next_child(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ):
     """When turning away ends, the socket is as it was: as many callers as before may queue, and none is answered."""
-    monkeypatch.setattr(supervision, "CALLER_PATIENCE_S", 0.01)
+    monkeypatch.setattr(reception, "CALLER_PATIENCE_S", 0.01)
 
     async def scene() -> None:
         turning = asyncio.ensure_future(turn_away(listener, 100, "the embed server"))
@@ -114,7 +115,7 @@ def test_a_caller_that_comes_as_the_back_off_ends_is_not_lost(
     ticks: int, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ):
     """Whoever connects in the very moment in which turning away ends is answered, or waits for the next child."""
-    monkeypatch.setattr(supervision, "CALLER_PATIENCE_S", 0.01)
+    monkeypatch.setattr(reception, "CALLER_PATIENCE_S", 0.01)
 
     async def scene() -> bool:
         turning = asyncio.ensure_future(turn_away(listener, 100, "the embed server"))

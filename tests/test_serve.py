@@ -64,9 +64,13 @@ class Served:
     def says(self, words: str) -> None:
         """Wait until the log holds these words."""
         deadline = time.monotonic() + LIMIT_S
-        while words not in self.log.read_text():
-            assert time.monotonic() < deadline, self.log.read_text()
+        while words not in self.told():
+            assert time.monotonic() < deadline, self.told()
             time.sleep(0.02)
+
+    def told(self) -> str:
+        """What the log holds; a managed server makes its own."""
+        return self.log.read_text() if self.log.exists() else ""
 
 
 @pytest.fixture
@@ -78,13 +82,16 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     def start(*arguments: str, **settings: str) -> Served:
         env = {**os.environ, "QMD_REMOTE_PORT": "0", "QMD_REMOTE_API_KEY": SECRET, **settings}
         path = tmp_path / "serve.log"
+        (tmp_path / "home" / "log").mkdir(parents=True)  # as `up` makes it
         with path.open("w") as log:
             command = [sys.executable, "-c", PARENT, WORKER, *arguments]
             process = subprocess.Popen(command, env=env, stderr=log, text=True)
         started.append(process)
+        if "managed" in arguments:
+            path = tmp_path / "home" / "log" / "embed.log"
         served = Served(process, "", path)
         served.says("embed worker started")
-        line = next(line for line in path.read_text().splitlines() if "embed server on" in line)
+        line = next(line for line in served.told().splitlines() if "embed server on" in line)
         served.url = line.rpartition(" ")[2]
         return served
 

@@ -1,15 +1,13 @@
-"""Settings: precedence, parsing, the hand-over to child processes, keys, and who may be served without one."""
+"""Settings: the preset, parsing, keys, and who may be served without one; test_settings_file.py has the layers."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from qmd_remote.errors import ConfigError, QmdRemoteError, UsageError
@@ -20,69 +18,14 @@ from qmd_remote.settings import Settings, declared, resolve
 
 FIELDS = {f.name: f for f in declared() if f.name != "preset"}
 SECRET = "k3y-that-nobody-may-read"
-PLAIN_TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=30)
 
 
-def values_of(f: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
-    """Every value that a field may have."""
-    low, default = f.metadata["low"], f.default
-    if f.metadata["secret"]:
-        return st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=30)
-    if f.metadata["choices"]:
-        return st.sampled_from([choice for choice in f.metadata["choices"] if choice])
-    if isinstance(default, bool):
-        return st.booleans()
-    if isinstance(default, int):
-        return st.integers(math.ceil(low), 65535)
-    if isinstance(default, float):
-        return st.floats(low, 1e300)
-    if isinstance(default, tuple):
-        return st.lists(PLAIN_TEXT.filter(lambda text: "," not in text), max_size=3).map(tuple)
-    return PLAIN_TEXT
-
-
-def as_text(value: Any) -> str:
-    """A value as a person writes it into a variable."""
-    if isinstance(value, bool):
-        return "yes" if value else "off"
-    return ",".join(value) if isinstance(value, tuple) else f"{value}"
-
-
-@pytest.mark.parametrize("name", FIELDS)
-@examples(max_examples=25)
-@given(data=st.data(), preset=st.sampled_from(["", *PRESETS]))
-def test_flag_beats_environment_beats_preset_beats_default(name: str, data: st.DataObject, preset: str):
-    """Every declared field takes the nearest value that is given, and tells where it came from."""
-    f = FIELDS[name]
-    variable, strategy = f.metadata["env"], values_of(f)
-    flag, in_environment = data.draw(strategy), data.draw(strategy.filter(lambda value: as_text(value) != ""))
-    env = {variable: as_text(in_environment)}
-
-    both = resolve({name: flag}, env, preset=preset)
-    assert (flag, "flag") == (getattr(both, name), both.origins[name])
-
-    without_flag = resolve({name: None}, env, preset=preset)
-    assert (in_environment, f"environment ({variable})") == (getattr(without_flag, name), without_flag.origins[name])
-
-    for empty in ({}, {variable: ""}):
-        bare = resolve({}, empty, preset=preset)
-        if preset and name in PRESETS[preset].values:
-            expected = (PRESETS[preset].values[name], f"preset ({preset})")
-        else:
-            expected = (f.default, "default")
-        assert expected == (getattr(bare, name), bare.origins[name])
-
-
-@given(
-    flags=st.fixed_dictionaries({}, optional={name: values_of(f) for name, f in FIELDS.items()}),
-    preset=st.sampled_from(["", *PRESETS]),
-)
-def test_settings_survive_the_way_to_a_child_process(flags: dict[str, Any], preset: str):
-    """What `to_env` writes, `resolve` reads back, whatever the settings are."""
-    settings = resolve(flags, {}, preset=preset)
-    env = settings.to_env()
-    assert settings == resolve({}, env)
-    assert {f.metadata["env"] for f in declared()} == set(env)
+@pytest.fixture(scope="module", autouse=True)
+def no_settings_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No settings file of the developer counts here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.mark.parametrize("name", [n for n, f in FIELDS.items() if isinstance(f.default, str) and f.default])

@@ -18,7 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmd_remote.supervision import Child, RestartPolicy, Supervisor, listen, turn_away
+from qmd_remote import logbook
+from qmd_remote.logbook import Logbook
+from qmd_remote.reception import turn_away
+from qmd_remote.supervision import Child, RestartPolicy, Supervisor, listen
 
 LIMIT_S = 10
 
@@ -99,7 +102,7 @@ class Box:
     @property
     def pid(self) -> int:
         """The pid of the child that is up, else 0."""
-        pid = int(self.marker.read_text()) if self.marker.exists() else 0
+        pid = int(self.marker.read_text() or 0) if self.marker.exists() else 0
         return pid if pid and alive(pid) else 0
 
     async def ready(self) -> bool:
@@ -335,3 +338,54 @@ def test_a_killed_supervisor_takes_its_child_along(driver):
     process.wait()
     eventually(lambda: not alive(child))
     assert not alive(child)
+
+
+# with a logbook
+
+
+def test_a_crash_is_kept_with_its_last_words(box: Box):
+    """With a logbook a child's lines go there with their times, and those before a crash are kept beside it."""
+    book = Logbook(box.folder / "child.log")
+    crash = logbook.crash_file(book.path)
+
+    async def scene() -> None:
+        child = box.child(argv=[sys.executable, "-u", "-c", "print('hello')\n" + CHILD, *box.child().argv[3:]])
+        supervisor = Supervisor(child, policy=RestartPolicy(), book=book)
+        running = asyncio.ensure_future(supervisor.run())
+        first = await box.ask()
+        await soon(box.was_ready)
+        os.kill(first, signal.SIGKILL)
+        await soon(lambda: supervisor.policy.crashes == 1)
+        assert first != await box.ask()
+        kept = crash.read_text()
+        assert f"child (pid {first}) was killed by SIGKILL" in kept
+        assert ["hello"] == logbook.unstamped(kept).splitlines()[2:]
+        supervisor.stopping.set()
+        assert 0 == await running
+        assert kept == crash.read_text()  # a stop is no crash
+
+    asyncio.run(scene())
+    assert f"child was killed by SIGKILL; restarting at once; its last lines are in {crash}" in box.log.messages
+    assert ["hello", "hello"] == logbook.unstamped(book.path.read_text()).splitlines()
+    assert all(logbook.STAMP.match(line) for line in book.path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("with_book", [True, False])
+def test_a_child_knows_who_gives_its_lines_their_time(with_book: bool, box: Box):
+    """A child in a logbook is told to leave its own time out; one that inherits the terminal is not."""
+    note = box.folder / "note"
+    code = f"import os; open({str(note)!r}, 'w').write(os.environ.get({logbook.STAMPED!r}, '-'))"
+    book = Logbook(box.folder / "child.log") if with_book else None
+    assert 1 == asyncio.run(Supervisor(box.child(argv=[sys.executable, "-c", code]), book=book).run())
+    assert ("1" if with_book else "-") == note.read_text()
+
+
+def test_a_failed_start_is_kept_too_and_a_program_that_is_missing_is_not(box: Box):
+    """What a child said before it failed to start can be read later; nothing is kept of one that never ran."""
+    book = Logbook(box.folder / "child.log")
+    crash = logbook.crash_file(book.path)
+    assert 127 == asyncio.run(Supervisor(box.child(argv=["/nowhere/program"]), book=book).run())
+    assert not crash.exists()
+    argv = [sys.executable, "-c", "import sys; sys.exit('ValueError: odd')"]
+    assert 1 == asyncio.run(Supervisor(box.child(argv=argv), book=book).run())
+    assert "ValueError: odd" == logbook.unstamped(crash.read_text()).splitlines()[-1]

@@ -23,6 +23,14 @@ class Discovered:
     needs_key: bool | None
 
 
+@dataclass(frozen=True)
+class _Model:
+    """An entry of a list of models. `role` is embed, rerank or generate; None in the lists of other servers."""
+
+    name: str
+    role: str | None
+
+
 def fetch_models(
     embed_url: str | None, generation_url: str | None, key: str = "", *, timeout: float = ANSWER_S
 ) -> Discovered:
@@ -52,8 +60,11 @@ def fetch_models(
 
 
 def first_model(url: str, key: str = "", *, timeout: float = ANSWER_S) -> str | None:
-    """The first name in the service's /v1/models, or None."""
-    return next(iter(_listed(url, key, timeout)), None)
+    """The name to ask for in generation, or None: the first in the service's /v1/models.
+
+    Our own server tells each model's role there; of its names, the first that generates.
+    """
+    return next((model.name for model in _listed(url, key, timeout) if model.role in ("generate", None)), None)
 
 
 def _ask_embed(url: str, key: str, timeout: float) -> dict[str, str]:
@@ -62,7 +73,7 @@ def _ask_embed(url: str, key: str, timeout: float) -> dict[str, str]:
     if isinstance(models, dict):
         return {role: name for role in ("embed", "rerank") if isinstance(name := models.get(role), str)}
     # The server hides its models from whoever has no key; its list has the embedder first.
-    listed = _listed(url, key, timeout)
+    listed = [model.name for model in _listed(url, key, timeout) if model.role != "generate"]
     return {"embed": listed[0], "rerank": listed[-1]} if listed else {}
 
 
@@ -71,11 +82,15 @@ def _needs_key(url: str, timeout: float) -> bool | None:
     return {401: True, 200: False}.get(answer.status) if answer else None
 
 
-def _listed(url: str, key: str, timeout: float) -> list[str]:
+def _listed(url: str, key: str, timeout: float) -> list[_Model]:
     said = _json(_get(url, "/v1/models", key, timeout))
     data = said.get("data") if isinstance(said, dict) else None
     items = data if isinstance(data, list) else []
-    return [item["id"] for item in items if isinstance(item, dict) and isinstance(item.get("id"), str)]
+    return [
+        _Model(item["id"], item.get("qmd_remote_role"))
+        for item in items
+        if isinstance(item, dict) and isinstance(item.get("id"), str)
+    ]
 
 
 def _get(url: str, path: str, key: str, timeout: float) -> Answer | None:

@@ -14,7 +14,7 @@ import httpx
 
 from qmd_remote import __version__
 from qmd_remote.errors import ConfigError
-from qmd_remote.reach import is_loopback
+from qmd_remote.reach import is_loopback, trusting
 
 CONNECT_S = 5.0
 REQUEST_S = 120.0
@@ -63,7 +63,8 @@ def make_client(base_url: str, key: str = "", *, limit_s: float = REQUEST_S) -> 
     """A keep-alive client for one service that sends `key`, if there is one, and follows no redirects.
 
     `limit_s` bounds each wait, CONNECT_S the one for a connection. Proxies named in the environment are not used for
-    this machine. Raises ConfigError for a key that no header can hold.
+    this machine. This machine's own server is trusted by the certificate that it was started with. Raises ConfigError for
+    a key that no header can hold.
     """
     require_sendable(key)
     headers = {"User-Agent": f"qmd-remote/{__version__}", "Accept": "application/json"}
@@ -74,8 +75,21 @@ def make_client(base_url: str, key: str = "", *, limit_s: float = REQUEST_S) -> 
         headers=headers,
         timeout=httpx.Timeout(limit_s, connect=min(CONNECT_S, limit_s)),
         trust_env=not is_loopback(urlsplit(base_url).hostname or ""),
-        verify=_trusted(),
+        verify=_own_certificate(base_url) or _trusted(),
     )
+
+
+def _own_certificate(base_url: str) -> ssl.SSLContext | None:
+    """Trust in exactly the certificate of the server that runs here, where it is meant; no certificate names loopback."""
+    parts = urlsplit(base_url)
+    if parts.scheme != "https" or not is_loopback(parts.hostname or ""):
+        return None
+    from qmd_remote import services
+
+    ours = services.find(services.EMBED)
+    if ours is None or not ours.tls_cert or urlsplit(ours.url).port != parts.port:
+        return None
+    return trusting(ours.tls_cert)
 
 
 @cache

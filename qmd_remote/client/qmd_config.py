@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from qmd_remote.client.remote_block import ModelNames, RemoteBlock, expand, is_literal, references
+from qmd_remote.client.yaml_cut import cut
 from qmd_remote.client.yaml_document import Document, Node, parse
 from qmd_remote.client.yaml_splice import BLOCK, splice
 from qmd_remote.errors import ConfigError, UsageError
@@ -51,18 +52,21 @@ class RemoteConfig:
 
 @dataclass(frozen=True)
 class Change:
-    """What a write would do. `diff` is a unified diff without literal keys; `backup` is where the old text goes."""
+    """What a write would do, or a removal where no block is wanted.
+
+    `diff` is a unified diff without literal keys; `backup` is where the old text goes; texts are None for no file.
+    """
 
     path: Path
     before: str | None = field(repr=False)
-    after: str = field(repr=False)
+    after: str | None = field(repr=False)
     diff: str
-    wanted: RemoteBlock = field(repr=False)
+    wanted: RemoteBlock | None = field(repr=False)
 
     @property
     def created(self) -> bool:
-        """Whether there is no file yet."""
-        return self.before is None
+        """Whether there is no file yet, and one is made."""
+        return self.before is None and self.after is not None
 
     @property
     def changed(self) -> bool:
@@ -113,7 +117,7 @@ def read(path: Path, env: Mapping[str, str] = os.environ) -> RemoteConfig:
     Raises ConfigError for a file that cannot be read, or that QMD could not parse (it would use local models then,
     without a word).
     """
-    text = _read(path)
+    text = read_text(path)
     if text is None:
         return RemoteConfig(path, problem="there is no such file")
     document = parse(text, path.name)
@@ -166,8 +170,24 @@ def plan_write(path: Path, wanted: RemoteBlock) -> Change:
 
     Raises ConfigError for a file that cannot be read or cannot be edited safely, naming line and fix.
     """
-    before = _read(path)
-    after = splice(before or "", wanted, name=path.name)
+    return _plan(path, wanted)
+
+
+def plan_remove(path: Path) -> Change:
+    """What taking the `remote:` block out of the file would do; nothing is written. No file is nothing to do.
+
+    Raises ConfigError for a file that cannot be read or cannot be edited safely, naming line and fix.
+    """
+    return _plan(path, None)
+
+
+def _plan(path: Path, wanted: RemoteBlock | None) -> Change:
+    before = read_text(path)
+    after: str | None
+    if wanted:
+        after = splice(before or "", wanted, name=path.name)
+    else:
+        after = None if before is None else cut(before, name=path.name)
     return Change(path, before, after, _diff(path, before, after), wanted)
 
 
@@ -178,10 +198,10 @@ def apply(change: Change) -> Change:
     literal key goes into. Raises ConfigError if the file cannot be written, or keeps changing.
     """
     for _ in range(ATTEMPTS):
-        if _read(change.path) == change.before:
+        if read_text(change.path) == change.before:
             _write(change)
             return change
-        change = plan_write(change.path, change.wanted)
+        change = _plan(change.path, change.wanted)
     raise ConfigError(
         f"{change.path} changes all the time",
         hint="stop the program that writes it, and try again",
@@ -189,8 +209,11 @@ def apply(change: Change) -> Change:
     )
 
 
-def _read(path: Path) -> str | None:
-    """The file's text, byte order mark and line ends included; None when there is no file."""
+def read_text(path: Path) -> str | None:
+    """The file's text, byte order mark and line ends included; None when there is no file.
+
+    Raises ConfigError for what is there and cannot be read as UTF-8.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ConfigError(f"{path} is not a file", hint="name a file with --file", code="config_file.unreadable")
@@ -213,9 +236,11 @@ def _read(path: Path) -> str | None:
 
 
 def _write(change: Change) -> None:
+    if change.after is None:
+        return
     # realpath, since replacing a link would leave its target as it was
     target = Path(os.path.realpath(change.path))
-    private = change.wanted.has_literal_key
+    private = change.wanted is not None and change.wanted.has_literal_key
     try:
         old = None if change.created else target.stat()
         mode = stat.S_IMODE(old.st_mode) if old else 0o600
@@ -256,10 +281,10 @@ def _replace(target: Path, text: str, mode: int, like: os.stat_result | None) ->
         raise
 
 
-def _diff(path: Path, before: str | None, after: str) -> str:
+def _diff(path: Path, before: str | None, after: str | None) -> str:
     """A unified diff in which every literal key is hidden, a new one marked as such."""
     old_text, old_keys = _mask(path.name, before or "", None)
-    new_text, _ = _mask(path.name, after, old_keys)
+    new_text, _ = _mask(path.name, after or "", old_keys)
     lines = difflib.unified_diff(
         _split(old_text),
         _split(new_text),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
 import yaml
 
@@ -20,6 +20,21 @@ NULL = "tag:yaml.org,2002:null"
 
 # What YAML 1.2 reads as a number and PyYAML's rules of 1.1 take for text.
 _NUMBER_1_2 = re.compile(r"[-+]?(0o[0-7]+|0x[0-9a-fA-F]+|(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?)")
+_WORDS_1_2 = {
+    "nothing": {"", "~", "null", "Null", "NULL"},
+    "truth value": {"true", "True", "TRUE", "false", "False", "FALSE"},
+}
+What = Literal["text", "number", "truth value", "nothing", "list", "mapping"]
+
+
+class Refused(ConfigError):
+    """What stands on `line` (counted from 1) of a file cannot be used. `problem` says why, without naming the place."""
+
+    code = "config_file.unsafe"
+
+    def __init__(self, name: str, line: int, problem: str, hint: str = "") -> None:
+        super().__init__(f"{name}, line {line}: {problem}", hint=hint)
+        self.line, self.problem = line, problem
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,18 @@ class Node:
         """Whether both YAML 1.1 and 1.2 read the node as the text in `value`."""
         return self.kind == "scalar" and self.tag == STR and (self.style != "" or not _NUMBER_1_2.fullmatch(self.value))
 
+    @property
+    def what(self) -> What:
+        """What QMD, which reads YAML 1.2, makes of the node; an alias counts as text, so resolve it first."""
+        if self.kind in {"mapping", "sequence"}:
+            return "mapping" if self.kind == "mapping" else "list"
+        if self.style or self.tagged or self.kind == "alias":
+            return "text"
+        if _NUMBER_1_2.fullmatch(self.value):
+            return "number"
+        words = (what for what, words in _WORDS_1_2.items() if self.value in words)
+        return cast("What", next(words, "text"))
+
     def get(self, key: str) -> tuple[Node, Node] | None:
         """The (key, value) pair of a mapping under a scalar key, however that is quoted."""
         return next((pair for pair in self.pairs if pair[0].kind == "scalar" and pair[0].value == key), None)
@@ -83,19 +110,22 @@ class Document:
         """The column, counted from 0, of a place in the text."""
         return offset - (self.text.rfind("\n", 0, offset) + 1)
 
+    def line(self, offset: int) -> int:
+        """The line, counted from 1, of a place in the text."""
+        return self.text.count("\n", 0, offset) + 1
+
     def resolve(self, node: Node) -> Node:
         """The node that an alias stands for; any other node is itself."""
         return self.anchors[node.value] if node.kind == "alias" else node
 
     def refuse(self, offset: int, problem: str, hint: str = "") -> NoReturn:
-        """Raise ConfigError for a place in the text."""
+        """Raise Refused for a place in the text."""
         refuse(self.name, self.text, offset, problem, hint)
 
 
 def refuse(name: str, text: str, offset: int, problem: str, hint: str = "") -> NoReturn:
-    """Raise the ConfigError that names the file, the line of `offset`, the problem and the fix."""
-    line = text.count("\n", 0, offset) + 1
-    raise ConfigError(f"{name}, line {line}: {problem}", hint=hint, code="config_file.unsafe")
+    """Raise the Refused that names the file, the line of `offset`, the problem and the fix."""
+    raise Refused(name, text.count("\n", 0, offset) + 1, problem, hint)
 
 
 class _Loader(yaml.SafeLoader):
@@ -126,7 +156,7 @@ class _Loader(yaml.SafeLoader):
 def parse(text: str, name: str = "index.yml") -> Document:
     """Read one document.
 
-    Raises ConfigError, with the line, for what QMD cannot read either: broken YAML, tabs for indentation, several
+    Raises Refused, which names the line, for what QMD cannot read either: broken YAML, tabs for indentation, several
     documents, duplicate keys.
     """
     bom, body = (text[0], text[1:]) if text.startswith("\ufeff") else ("", text)

@@ -46,11 +46,9 @@ def splice(text: str, wanted: RemoteBlock, *, name: str = "index.yml") -> str:
     or with anchors, aliases, merge keys or tags, several documents, duplicate keys, tabs, `? key`, line separators
     that only YAML 1.1 knows, or broken YAML.
     """
-    _refuse_unsafe_text(text, name)
-    document = parse(text, name)
-    _require_editable(document)
+    document = parse_editable(text, name)
     tree = wanted.tree()
-    block = _own_pair(document)
+    block = own_pair(document)
     places: tuple[Place, ...] = ("beside", "top") if block else ("end", "before_last")
     for place in places:
         edits = list(
@@ -66,6 +64,14 @@ def splice(text: str, wanted: RemoteBlock, *, name: str = "index.yml") -> str:
         hint=f"write the block by hand: {BLOCK}: with url, api_key and models below it",
         code="config_file.unsafe",
     )
+
+
+def parse_editable(text: str, name: str) -> Document:
+    """Read a text whose `remote:` block can be edited safely. Raises ConfigError, as `splice` does, for any other."""
+    _refuse_unsafe_text(text, name)
+    document = parse(text, name)
+    _require_editable(document)
+    return document
 
 
 def _refuse_unsafe_text(text: str, name: str) -> None:
@@ -137,7 +143,7 @@ def _change(document: Document, pair: Pair, tree: Tree, *, step: int, place: Pla
     key, value = pair
     own = document.column(key.start)
     column = document.column(value.pairs[0][0].start) if value.pairs else own + step
-    top = _after_line(document, key.end)
+    top = after_line(document, key.end)
     if value.is_null and value.value:
         yield _cut_null(document, value)
     at = top
@@ -148,7 +154,7 @@ def _change(document: Document, pair: Pair, tree: Tree, *, step: int, place: Pla
                 place_at = at if place == "beside" else top
                 yield _Edit(place_at, place_at, _lines(document, {name: new}, column, column - own), lines=True)
             continue
-        at = _after_line(document, content_end(document, child[1]))
+        at = after_line(document, content_end(document, child[1]))
         if new is None:
             yield _Edit(child[0].start - column, at, "")
         elif isinstance(new, str):
@@ -187,7 +193,7 @@ def content_end(document: Document, node: Node) -> int:
     return node.start + len(document.text[node.start : node.end].rstrip())
 
 
-def _after_line(document: Document, offset: int) -> int:
+def after_line(document: Document, offset: int) -> int:
     """The offset behind the end of the line that holds `offset`."""
     newline = document.text.find("\n", offset)
     return len(document.text) if newline < 0 else newline + 1
@@ -242,19 +248,25 @@ def _is_as_wanted(before: Document, after: str, tree: Tree) -> bool:
         return False
     if now.root is None or now.root.kind != "mapping":
         return False
-    same_frame = now.bom == before.bom and now.explicit_start == before.explicit_start
-    same_end = (now.end_marker is None) == (before.end_marker is None)
-    old, new = _own_pair(before), _own_pair(now)
-    if new is None or not same_frame or not same_end or _others(before, old) != _others(now, new):
+    old, new = own_pair(before), own_pair(now)
+    if new is None or not same_frame(before, now) or others(before, old) != others(now, new):
         return False
     return _holds(new[1], old and old[1], tree)
 
 
-def _own_pair(document: Document) -> Pair | None:
+def same_frame(one: Document, other: Document) -> bool:
+    """Whether two documents agree in byte order mark, `---` and `...`."""
+    same_end = (one.end_marker is None) == (other.end_marker is None)
+    return one.bom == other.bom and one.explicit_start == other.explicit_start and same_end
+
+
+def own_pair(document: Document) -> Pair | None:
+    """The `remote:` key and its value, if the file has them."""
     return document.root.get(BLOCK) if document.root else None
 
 
-def _others(document: Document, own: Pair | None) -> list[Pair]:
+def others(document: Document, own: Pair | None) -> list[Pair]:
+    """Every other key of the file with its value."""
     return [pair for pair in (document.root.pairs if document.root else ()) if pair is not own]
 
 

@@ -25,9 +25,13 @@ def snapshot(cache: Path, model: str, source: Path) -> Path:
 
 
 def is_converted(cache: Path, model: str, source: Path) -> bool:
-    """Whether the conversion was done; the rename at its end is what makes the folder appear."""
+    """Whether the conversion was done: the folder appears whole, and the reference that names it comes last."""
     folder = snapshot(cache, model, source)
-    return folder.is_dir() and (folder.parent.parent / "refs" / "main").is_file()
+    try:
+        current = (folder.parent.parent / "refs" / "main").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return current == folder.name and folder.is_dir()
 
 
 def convert(source: Path, cache: Path, model: str) -> Path:
@@ -43,9 +47,10 @@ def convert(source: Path, cache: Path, model: str) -> Path:
         log.info("phase: saving")
         shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
-    reference = home / "refs" / "main"
-    reference.with_suffix(".tmp").write_text(target.name, encoding="utf-8")
-    reference.with_suffix(".tmp").replace(reference)
+        # not drafted in refs: the hub's library takes every file there for a reference
+        reference = Path(draft_name) / "main"
+        reference.write_text(target.name, encoding="utf-8")
+        reference.replace(home / "refs" / "main")
     return target
 
 

@@ -19,6 +19,9 @@ class Phase:
         return "" if self.percent is None else f"{self.percent} %"
 
 
+CONVERSION_BEGINS = "converting its weights, once"  # as the keeper logs it
+CONVERSION_PREFIX = "converting: "  # before each line of the converting process
+
 _SIGNATURES: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("downloading the model", re.compile(r"(?:Fetching \d+ files|Downloading.*|\.safetensors):\s+(\d+)%")),
     (
@@ -41,6 +44,11 @@ _SIGNATURES: tuple[tuple[str, re.Pattern[str]], ...] = (
 
 def of_line(line: str) -> Phase | None:
     """The phase a log line announces, if any."""
+    if line.startswith(CONVERSION_PREFIX):
+        step = of_line(line.removeprefix(CONVERSION_PREFIX))
+        return step and Phase(f"converting its weights: {step.name}", step.percent)
+    if CONVERSION_BEGINS in line:
+        return Phase("converting its weights")
     for name, pattern in _SIGNATURES:
         if match := pattern.search(line.strip()):
             if "name" in pattern.groupindex:

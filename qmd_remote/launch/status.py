@@ -9,16 +9,23 @@ from typing import Any
 import httpx
 import psutil
 
-from qmd_remote import services
+from qmd_remote import paths, services
 from qmd_remote.errors import Exit
-from qmd_remote.services import Record
+from qmd_remote.launch import diagnose, wait
+from qmd_remote.launch.relay import STATUS_PATH
+from qmd_remote.reach import trusting
+from qmd_remote.services import EMBED, GENERATION, Record
 
 ASK_S = 3.0
 
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """One service now; memory in bytes. `state` is ready, loading, failed, not answering, external or not running."""
+    """One service now; memory in bytes. `state` is ready, loading, failed, not answering, external or not running.
+
+    `requests`, `running` and `errors` count since the start; `queued` are the texts that wait for the model. None where
+    the service does not tell.
+    """
 
     service: str
     state: str
@@ -30,11 +37,15 @@ class ServiceStatus:
     memory_bytes: int | None = None
     preset: str = ""
     detail: str = ""
+    queued: int | None = None
+    running: int | None = None
+    requests: int | None = None
+    errors: int | None = None
 
 
 def look(key: str = "") -> tuple[ServiceStatus, ...]:
-    """The status of every service. With its key the embed server tells more."""
-    embed = services.find(services.EMBED)
+    """The status of every service. `key` is this environment's; the one that a service's record knows is used first."""
+    embed = services.find(EMBED)
     external = embed.beside.get("url") if embed and embed.beside.get("engine") == "external" else None
     return tuple(_service(name, services.find(name), key, external) for name in services.SERVICES)
 
@@ -50,12 +61,17 @@ def exit_code(statuses: tuple[ServiceStatus, ...]) -> Exit:
 def _service(name: str, record: Record | None, key: str, external: str | None) -> ServiceStatus:
     process = services.process_of(record) if record else None
     if record is None or process is None:
-        if name == services.GENERATION and external:
+        if name == GENERATION and external:
             return ServiceStatus(name, "external", url=external)
         if services.record_file(name).exists():
             return ServiceStatus(name, "failed", detail="its supervisor was killed")
+        if cause := why_it_failed(name):
+            return ServiceStatus(name, "failed", detail=f"it could not start: {cause}")
         return ServiceStatus(name, "not running")
-    state, detail, facts = _ask(record.url, key if name == services.EMBED else "")
+    with _client(record, key) as client:
+        state, detail, facts = _ask(client)
+        counts = facts.get("requests") if name == EMBED else _json(client, STATUS_PATH)
+    counts = counts if isinstance(counts, dict) else {}
     return ServiceStatus(
         service=name,
         state=state,
@@ -67,7 +83,18 @@ def _service(name: str, record: Record | None, key: str, external: str | None) -
         memory_bytes=memory_of(process),
         preset=record.preset,
         detail=detail,
+        queued=_number(facts.get("queued")),
+        running=_number(counts.get("running")),
+        requests=_number(counts.get("total", counts.get("requests"))),
+        errors=_number(counts.get("errors")),
     )
+
+
+def why_it_failed(service: str) -> str:
+    """The cause with which the last start ended, if that is the last thing that the log tells; else empty."""
+    last = wait.read_tail(paths.log_file(service)).strip().rpartition("\n")[2]
+    found = diagnose.diagnose(last) if last.startswith("{") else None
+    return found.cause if found else ""
 
 
 def memory_of(process: psutil.Process) -> int:
@@ -81,22 +108,45 @@ def memory_of(process: psutil.Process) -> int:
     return total
 
 
-def _ask(url: str, key: str) -> tuple[str, str, dict[str, Any]]:
+def _client(record: Record, key: str) -> httpx.Client:
+    key = (record.key() or key) if record.service == EMBED else ""
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    return httpx.Client(
+        base_url=record.url, timeout=ASK_S, trust_env=False, headers=headers, verify=trusting(record.tls_cert)
+    )
+
+
+def _ask(client: httpx.Client) -> tuple[str, str, dict[str, Any]]:
     """(state, detail, facts) from a service's health check."""
     try:
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        response = httpx.get(f"{url}/health", timeout=ASK_S, trust_env=False, headers=headers)
+        response = client.get("/health")
     except httpx.HTTPError:
         return "not answering", "it may be starting", {}
-    try:
-        facts = response.json()
-        facts = facts if isinstance(facts, dict) else {}
-    except ValueError:
-        facts = {}
+    facts = _object(response)
     if response.status_code == httpx.codes.OK:
         return "ready", "", facts
     state = str(facts.get("status", "not answering"))
     return state, str(facts.get("phase") or ""), facts
+
+
+def _json(client: httpx.Client, path: str) -> dict[str, Any]:
+    try:
+        response = client.get(path)
+    except httpx.HTTPError:
+        return {}
+    return _object(response) if response.status_code == httpx.codes.OK else {}
+
+
+def _object(response: httpx.Response) -> dict[str, Any]:
+    try:
+        said = response.json()
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _models(facts: dict[str, Any]) -> str:

@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from qmd_remote import paths, services
-from qmd_remote.launch import convert_gguf, diagnose, phases, wait
+from qmd_remote import leash, logbook, paths, services
+from qmd_remote.errors import ServiceFailed
+from qmd_remote.launch import diagnose, status, wait
 from qmd_remote.launch.phases import Phase
-from qmd_remote.launch.plan import Conversion, Plan
+from qmd_remote.launch.plan import Plan
 from qmd_remote.services import EMBED, GENERATION, Record
 from qmd_remote.settings import Settings
-from qmd_remote.supervision import listen, python_module
+from qmd_remote.supervision import end_with_parent, listen, python_module
 
-STOP_GRACE_S = 60.0
+STOP_MARGIN_S = 30.0  # beyond the time that running requests get: for the supervisor and for what it supervises
 TITLES = {EMBED: "embed server", GENERATION: "generation engine"}
+NOTHING = ("already running", "external", "off")  # what is done about a service for which nothing is to be done
 
 OnPhase = Callable[[str, Phase], None]
 
 
 @dataclass(frozen=True)
 class Started:
-    """What `up` did about one service: `action` is started, restarted, already running, external or off."""
+    """What `up` did about one service: `action` is started, restarted, starting, already running, external or off."""
 
     service: str
     action: str
@@ -57,7 +59,7 @@ class Adopted:
 
 def absolute(settings: Settings) -> Settings:
     """The settings with local folders and files as absolute paths, since services run in a folder of their own."""
-    names = ("embed_model", "rerank_model", "generation_model", "api_key_file")
+    names = ("embed_model", "rerank_model", "generation_model", "api_key_file", "tls_cert", "tls_key")
     changes: dict[str, Any] = {name: _absolute(getattr(settings, name)) for name in names}
     changes["trust_remote_code"] = tuple(_absolute(name) for name in settings.trust_remote_code)
     return dataclasses.replace(settings, **changes)
@@ -67,36 +69,162 @@ def _absolute(name: str) -> str:
     return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
 
 
-def bring_up(settings: Settings, plan: Plan, on_phase: OnPhase) -> tuple[Started, ...]:
-    """Bring every planned service up and wait until all are ready, generation first.
+class Launch:
+    """One `up`: brings every planned service up, generation first.
 
-    Raises ServiceFailed, WaitEnded or PrerequisiteError; nothing that this call started is left running then.
+    `waits` until each is ready; without it both are started and left to it. With `foreground` the services are ours
+    alone: what runs already is replaced, and the kernel ends them when this process ends, however it ends.
     """
-    begun: list[psutil.Popen] = []
-    with services.exclusive():
-        # before anything takes its time: a conversion, an engine's start
-        for service in (GENERATION, EMBED) if plan.generation.engine == "process" else (EMBED,):
-            if services.find(service) is None:
-                _require_free_port(service, settings)
-        try:
-            return _generation(settings, plan, on_phase, begun), _ensure(EMBED, settings, on_phase, begun)
-        except BaseException:
-            _undo(begun)
-            raise
 
+    def __init__(
+        self, settings: Settings, plan: Plan, on_phase: OnPhase, *, waits: bool = True, foreground: bool = False
+    ) -> None:
+        self.settings = settings
+        self.plan = plan
+        self.on_phase = on_phase
+        self.waits = waits
+        self.foreground = foreground
+        self.begun: dict[str, psutil.Popen] = {}
+        self.leashes = ExitStack()
 
-def _undo(begun: Sequence[psutil.Popen]) -> None:
-    """Stop what a failed start began; a second Ctrl-C does not leave half of it, the grace bounds how long it takes."""
-    with _deaf():
-        for process in begun:
-            with suppress(psutil.NoSuchProcess):
-                process.terminate()
-        for process in begun:
-            services.end_tree(process, grace_s=STOP_GRACE_S)
-        for service in services.SERVICES:
-            # one that was stopped before it listened to signals could not remove its record
-            if services.find(service) is None:
-                services.record_file(service).unlink(missing_ok=True)
+    def run(self) -> tuple[Started, ...]:
+        """Do it.
+
+        Raises ServiceFailed, WaitEnded or PrerequisiteError; nothing that this call started is left running then.
+        """
+        with services.exclusive():
+            # before anything takes its time: a conversion, an engine's start
+            for service in (GENERATION, EMBED) if self.plan.generation.engine == "process" else (EMBED,):
+                if services.find(service) is None:
+                    self._require_free_port(service)
+            try:
+                return self._generation(), self._ensure(EMBED)
+            except BaseException:
+                self.undo()
+                raise
+
+    def restart(self, names: Sequence[str]) -> tuple[Started, ...]:
+        """Stop these services and start them again with the same settings. Raises as `run`."""
+        with services.exclusive():
+            try:
+                return tuple(self._replace(name, ()) for name in names)
+            except BaseException:
+                self.undo()
+                raise
+
+    def undo(self) -> None:
+        """Stop what was begun; a second Ctrl-C does not leave half of it, the grace bounds how long it takes."""
+        with _deaf():
+            for process in self.begun.values():
+                with suppress(psutil.NoSuchProcess):
+                    process.terminate()
+            for process in self.begun.values():
+                services.end_tree(process, grace_s=self.settings.shutdown_limit_s + STOP_MARGIN_S)
+            self.leashes.close()
+            for service in services.SERVICES:
+                # one that was stopped before it listened to signals could not remove its record
+                if services.find(service) is None:
+                    services.record_file(service).unlink(missing_ok=True)
+
+    def _generation(self) -> Started:
+        generation = self.plan.generation
+        if generation.engine != "process":
+            _stop(GENERATION)
+            return Started(GENERATION, generation.engine, generation.url, generation.model, reason=generation.reason)
+        return self._ensure(GENERATION)
+
+    def _ensure(self, service: str) -> Started:
+        """A service that runs with the same settings is kept; one with other settings is replaced."""
+        record = services.find(service)
+        if record is None:
+            self._require_free_port(service)
+            return self._start(service, "started", ())
+        changed = differences(record, self.settings)
+        if changed or self.foreground:
+            return self._replace(service, changed)
+        # it goes on as it is, and generation may have moved
+        services.write(dataclasses.replace(record, beside=services.beside_of(self.settings)))
+        if self.waits:
+            self._wait(record.url, Adopted(record), service)
+        return _started(record, "already running", 0.0, ())
+
+    def _replace(self, service: str, changed: tuple[str, ...]) -> Started:
+        record = services.find(service)
+        if record is not None:
+            require_background(record)
+            why = f", since its settings changed ({'; '.join(changed)})" if changed else ""
+            self.on_phase(service, Phase(f"stopping{why}"))
+        _stop(service)
+        self._require_free_port(service)
+        return self._start(service, "restarted", changed)
+
+    def _start(self, service: str, action: str, changed: tuple[str, ...]) -> Started:
+        process = self._spawn(service)
+        url = f"http://127.0.0.1:{self.settings.generation_port}" if service == GENERATION else self.settings.url
+        if not self.waits:
+            model = self.settings.generation_model if service == GENERATION else self.settings.embed_model
+            return Started(service, "starting", url, model, process.pid, changed=changed)
+        seconds = self._wait(url, process, service)
+        record = services.find(service)
+        if record is None:
+            raise diagnose.to_error(
+                TITLES[service], wait.read_tail(paths.log_file(service)), "ended", f"qmd-remote logs {service}"
+            )
+        return _started(record, action, seconds, changed)
+
+    def _require_free_port(self, service: str) -> None:
+        """Raise PrerequisiteError when somebody else listens where the service should: its answers are not ours."""
+        where = (self.settings.host, self.settings.port, "--port")
+        if service == GENERATION:
+            where = ("127.0.0.1", self.settings.generation_port, "--generation-port")
+        host, port, flag = where
+        listen(host, port, holder=services.port_holder, flag=flag).close()
+
+    def _spawn(self, service: str) -> psutil.Popen:
+        """Start a service's supervisor, out of reach of the terminal's Ctrl-C; its output goes to a fresh log file.
+
+        Until it is registered it ends with us, so that none is left that nobody can find; in the foreground always.
+        """
+        module = (
+            ["qmd_remote.launch.keeper"] if service == GENERATION else ["qmd_remote", "serve", "--managed", "--json"]
+        )
+        with logbook.begin(paths.log_file(service)) as log:
+            process = psutil.Popen(
+                python_module(*module),
+                env={
+                    **os.environ,
+                    **self.settings.to_env(),
+                    **paths.home_env(),
+                    "PYTHONUNBUFFERED": "1",
+                    services.STAYS_WITH_PARENT: "1" if self.foreground else "",
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=not self.foreground,
+                process_group=0 if self.foreground else None,
+                preexec_fn=functools.partial(end_with_parent, os.getpid()),
+                cwd=paths.make_private(paths.run_dir()),
+            )
+        self.begun[service] = process
+        if self.foreground:
+            # in a session of its own a leash could not join the group
+            hold = leash.watch(process.pid)
+            if hold is not None:
+                self.leashes.callback(hold.release)
+        return process
+
+    def _wait(self, url: str, process: wait.Process, service: str) -> float:
+        return wait.until_ready(
+            TITLES[service],
+            url,
+            process,
+            log_file=paths.log_file(service),
+            limits=wait.Limits(self.settings.stall_limit_s, self.settings.start_limit_s),
+            on_phase=lambda phase: self.on_phase(service, phase),
+            key=self.settings.key if service == EMBED else "",
+            certificate=self.settings.tls_cert if service == EMBED else "",
+        )
 
 
 @contextmanager
@@ -113,143 +241,57 @@ def _deaf() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def bring_up(settings: Settings, plan: Plan, on_phase: OnPhase) -> tuple[Started, ...]:
+    """Bring every planned service up and wait until all are ready; as `Launch.run`."""
+    return Launch(settings, plan, on_phase).run()
+
+
 def bring_down(names: Sequence[str] = (EMBED, GENERATION)) -> tuple[Record, ...]:
     """Stop the running services of these names; returns the records of those that ran."""
     with services.exclusive():
+        for name in names:
+            if services.find(name) is None and status.why_it_failed(name):
+                # `status` tells the cause of a failed start for as long as it is the last thing in the log
+                logbook.Logbook(paths.log_file(name)).say("the failed start was cleared by `qmd-remote down`")
         return tuple(record for name in names if (record := _stop(name)) is not None)
 
 
 def _stop(service: str) -> Record | None:
     record = services.find(service)
     if record is not None:
-        services.stop(record, grace_s=STOP_GRACE_S)
+        limit = record.spec.get("shutdown_limit_s")
+        services.stop(record, grace_s=(limit if isinstance(limit, int | float) else 30.0) + STOP_MARGIN_S)
     # also the record of a supervisor that was killed, and so could not remove it
     services.record_file(service).unlink(missing_ok=True)
     return record
 
 
-def _generation(settings: Settings, plan: Plan, on_phase: OnPhase, begun: list[psutil.Popen]) -> Started:
-    generation = plan.generation
-    if generation.engine != "process":
-        _stop(GENERATION)
-        return Started(GENERATION, generation.engine, generation.url, generation.model, reason=generation.reason)
-    if generation.conversion is not None:
-        _convert(generation.conversion, settings, on_phase)
-    return _ensure(GENERATION, settings, on_phase, begun)
-
-
-def _ensure(service: str, settings: Settings, on_phase: OnPhase, begun: list[psutil.Popen]) -> Started:
-    """A service that runs with the same settings is kept; one with other settings is replaced."""
-    record, action = services.find(service), "started"
-    changed: tuple[str, ...] = ()
-    if record is not None:
-        changed = _differences(record, settings)
-        if not changed:
-            # it goes on as it is, and generation may have moved
-            services.write(dataclasses.replace(record, beside=services.beside_of(settings)))
-            _wait(record.url, Adopted(record), service, settings, on_phase)
-            return _started(record, "already running", 0.0, ())
-        action = "restarted"
-        on_phase(service, Phase("stopping, since its settings changed"))
-        _stop(service)
-    _require_free_port(service, settings)
-    process = _spawn(service, settings, begun)
-    seconds = _wait(_url(service, settings), process, service, settings, on_phase)
-    record = services.find(service)
-    if record is None:
-        raise diagnose.to_error(
-            TITLES[service], wait.read_tail(paths.log_file(service)), "ended", f"qmd-remote logs {service}"
+def require_background(record: Record) -> None:
+    """Refuse to replace a service behind the back of the `up --foreground` that it belongs to. Raises ServiceFailed."""
+    owner = services.foreground_owner(record)
+    if owner is not None:
+        raise ServiceFailed(
+            f"the {TITLES[record.service]} belongs to `qmd-remote up --foreground` (pid {owner})",
+            hint="restart that one: with Ctrl-C and `qmd-remote up --foreground`, or through its service manager",
+            code="foreground",
         )
-    return _started(record, action, seconds, changed)
 
 
 def _started(record: Record, action: str, seconds: float, changed: tuple[str, ...]) -> Started:
     return Started(record.service, action, record.url, record.model, record.pid, round(seconds, 1), changed)
 
 
-def _differences(record: Record, settings: Settings) -> tuple[str, ...]:
+def differences(record: Record, settings: Settings) -> tuple[str, ...]:
     """The settings that differ between a running service and what is wanted, as "name: old → new"; keys unseen."""
     wanted = services.spec_of(record.service, settings)
     return tuple(
-        name if name == "api_key" else f"{name}: {record.spec.get(name)} → {value}"
+        name if name == "api_key" else f"{name}: {_shown(record.spec.get(name))} → {_shown(value)}"
         for name, value in wanted.items()
         if record.spec.get(name) != value
     )
 
 
-def _address(service: str, settings: Settings) -> tuple[str, int]:
-    return ("127.0.0.1", settings.generation_port) if service == GENERATION else (settings.host, settings.port)
-
-
-def _url(service: str, settings: Settings) -> str:
-    return f"http://127.0.0.1:{settings.generation_port}" if service == GENERATION else settings.url
-
-
-def _require_free_port(service: str, settings: Settings) -> None:
-    """Raise PrerequisiteError when somebody else listens where the service should: its answers are not ours."""
-    host, port = _address(service, settings)
-    flag = "--generation-port" if service == GENERATION else "--port"
-    listen(host, port, holder=services.port_holder, flag=flag).close()
-
-
-def _spawn(service: str, settings: Settings, begun: list[psutil.Popen]) -> psutil.Popen:
-    """Start a service's supervisor detached from this terminal; its output goes to a fresh log file."""
-    log_file = paths.log_file(service)
-    paths.make_private(log_file.parent)
-    if log_file.exists():
-        log_file.replace(log_file.with_suffix(".log.1"))
-    module = ["qmd_remote.launch.keeper"] if service == GENERATION else ["qmd_remote", "serve", "--managed", "--json"]
-    with os.fdopen(os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as log:
-        process = psutil.Popen(
-            python_module(*module),
-            env={**os.environ, **settings.to_env(), **paths.home_env(), "PYTHONUNBUFFERED": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            cwd=paths.make_private(paths.run_dir()),
-        )
-    begun.append(process)
-    return process
-
-
-def _wait(url: str, process: wait.Process, service: str, settings: Settings, on_phase: OnPhase) -> float:
-    return wait.until_ready(
-        TITLES[service],
-        url,
-        process,
-        log_file=paths.log_file(service),
-        limits=wait.Limits(settings.stall_limit_s, settings.start_limit_s),
-        on_phase=lambda phase: on_phase(service, phase),
-        key=settings.key if service == EMBED else "",
-    )
-
-
-def _convert(conversion: Conversion, settings: Settings, on_phase: OnPhase) -> None:
-    """Convert the GGUF file unless that was done before. Raises ServiceFailed, or WaitEnded at a limit."""
-    if convert_gguf.is_converted(conversion.cache, conversion.model, conversion.source):
-        return
-    on_phase(GENERATION, Phase("converting its weights, once"))
-    log_file = paths.make_private(paths.log_dir()) / "convert.log"
-    argv = python_module(
-        "qmd_remote.launch.convert_gguf", str(conversion.source), str(conversion.cache), conversion.model
-    )
-    with log_file.open("wb") as log:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    pace = wait.Pace("the conversion", log_file, wait.Limits(settings.stall_limit_s, settings.start_limit_s))
-    try:
-        while process.poll() is None:
-            phase = phases.latest(wait.read_tail(log_file)) or Phase("starting")
-            if pace.moves_on(phase):
-                on_phase(GENERATION, Phase(f"converting its weights: {phase.name}", phase.percent))
-            time.sleep(wait.POLL_S)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-            convert_gguf.clear_partial(conversion.cache, conversion.model)
-    if process.returncode != 0:
-        how = f"ended with exit code {process.returncode}"
-        raise diagnose.to_error(
-            "the conversion of the generation model", wait.read_tail(log_file), how, f"the full log is {log_file}"
-        )
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value in ("", None) else str(value)

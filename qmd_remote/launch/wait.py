@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from typing import Protocol
 
 import httpx
 
+from qmd_remote import logbook
 from qmd_remote.errors import WaitEnded
 from qmd_remote.launch import diagnose, phases
 from qmd_remote.launch.phases import Phase
+from qmd_remote.reach import trusting
 
 POLL_S = 0.15
 
@@ -49,6 +52,7 @@ def until_ready(
     limits: Limits,
     on_phase: Callable[[Phase], None],
     key: str = "",
+    certificate: str = "",
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> float:
@@ -61,7 +65,7 @@ def until_ready(
     pace = Pace(service, log_file, limits, clock=clock)
     # without its key a server tells that it loads, but not what
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(trust_env=False, timeout=2, headers=headers) as client:
+    with httpx.Client(trust_env=False, timeout=2, headers=headers, verify=trusting(certificate)) as client:
         while True:
             code = process.poll()
             if code is not None:
@@ -131,11 +135,11 @@ def ask(client: httpx.Client, url: str) -> Waited:
 
 
 def read_tail(log_file: Path, size: int = 65536) -> str:
-    """The end of a log file; empty when there is none."""
+    """The end of a log file, without the times before its lines; empty when there is none."""
     try:
         with log_file.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - size))
-            return file.read().decode("utf-8", "replace")
+            return logbook.unstamped(file.read().decode("utf-8", "replace"))
     except OSError:
         return ""
 
@@ -145,18 +149,22 @@ class News:
 
     def __init__(self, log_file: Path) -> None:
         self._log_file = log_file
+        self._inode = -1
         self._offset = 0
 
     def came(self) -> bool:
         """Whether something was added since the last call."""
         try:
             with self._log_file.open("rb") as file:
-                file.seek(self._offset)
+                inode = os.fstat(file.fileno()).st_ino
+                # a full file is put aside, and a new one begins
+                file.seek(self._offset if inode == self._inode else 0)
                 added = file.read()
+                self._inode, self._offset = inode, file.tell()
         except OSError:
             return False
-        self._offset += len(added)
-        return any(line.strip() and b"/health" not in line for line in added.splitlines())
+        lines = logbook.unstamped(added.decode("utf-8", "replace")).splitlines()
+        return any(line.strip() and "/health" not in line for line in lines)
 
 
 def _see(log_file: Path) -> str:

@@ -6,25 +6,30 @@ Also served by `uvicorn --factory qmd_remote.server.app:create_app`.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 from anyio import to_thread
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from qmd_remote import __version__
 from qmd_remote import settings as settings_module
 from qmd_remote.errors import ApiError, NotFound
+from qmd_remote.server import gateway
+from qmd_remote.server.access_log import AccessLog
 from qmd_remote.server.auth import KeyAuth
 from qmd_remote.server.engine import Engine
+from qmd_remote.server.exchange import CLIENT_CLOSED_REQUEST, Watch, Watcher
+from qmd_remote.server.memory import Gauge
+from qmd_remote.server.metrics import Metrics
 from qmd_remote.server.responses import error_response
 from qmd_remote.server.routes import router
 from qmd_remote.settings import Settings
-
-CLIENT_CLOSED_REQUEST = 499
 
 
 def create_app(settings: Settings | None = None, *, engine: Engine | None = None) -> FastAPI:
@@ -33,7 +38,10 @@ def create_app(settings: Settings | None = None, *, engine: Engine | None = None
     `settings` default to the environment's. Raises ConfigError or UsageError for settings that are wrong.
     """
     settings = settings_module.resolve() if settings is None else settings
-    app = FastAPI(
+    metrics = Metrics()
+    watchers: list[Watcher] = [metrics, AccessLog()] if settings.access_log else [metrics]
+    app = _Watched(
+        watchers,
         title="qmd-remote",
         summary="Embeddings and reranking for QMD.",
         version=__version__,
@@ -41,8 +49,12 @@ def create_app(settings: Settings | None = None, *, engine: Engine | None = None
         lifespan=_lifespan,
     )
     app.state.settings = settings
-    app.state.engine = Engine(settings) if engine is None else engine
+    app.state.engine = Engine(settings, observer=metrics) if engine is None else engine
+    app.state.metrics, app.state.gauge = metrics, Gauge()
+    metrics.follow(app.state.engine)
+    app.state.gateway = gateway.Gateway(settings)
     app.include_router(router)
+    app.include_router(gateway.router)
     app.add_middleware(KeyAuth, key=settings.key)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
@@ -51,12 +63,25 @@ def create_app(settings: Settings | None = None, *, engine: Engine | None = None
     return app
 
 
+class _Watched(FastAPI):
+    """An app that is watched from outside of all middleware: answers to bugs, which the framework makes, count too."""
+
+    def __init__(self, watchers: Sequence[Watcher], **options: Any) -> None:
+        super().__init__(**options)
+        self._watchers = watchers
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """The framework's own, watched."""
+        return Watch(super().build_middleware_stack(), self._watchers)
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.created = int(time.time())
     app.state.started = time.monotonic()
     app.state.engine.start()
-    yield
+    async with app.state.gateway:
+        yield
     await to_thread.run_sync(app.state.engine.close)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qmd_remote.errors import BadRequest
-from qmd_remote.server.model import Float32, Row
+from qmd_remote.server.model import Float32, Prepared
 from qmd_remote.server.text import scrub
 from qmd_remote.server.torch_model import TorchModel
 
@@ -58,25 +58,26 @@ class Embedder(TorchModel[EmbedInput]):
     def _plain(self, item: EmbedInput) -> EmbedInput:
         return item.encode("ascii", "ignore").decode() if isinstance(item, str) else item
 
-    def _encode(self, items: Sequence[EmbedInput]) -> list[Row]:
+    def _encode(self, items: Sequence[EmbedInput]) -> list[Prepared]:
         texts = [item for item in items if isinstance(item, str)]
-        rows = iter(super()._encode(texts) if texts else ())
-        return [next(rows) if isinstance(item, str) else self._from_ids(item) for item in items]
+        found = iter(super()._encode(texts) if texts else ())
+        return [next(found) if isinstance(item, str) else self._from_ids(item) for item in items]
 
-    def _from_ids(self, item: Sequence[int]) -> Row:
-        """The row of token ids, with the prompt and the special tokens that a text would have got."""
+    def _from_ids(self, item: Sequence[int]) -> Prepared:
+        """The tokens of an array, with the prompt and the special tokens that a text would have got."""
         ids = list(item)
         before, after = len(self._before), len(self._after)
         if before and ids[:before] == self._before:
             ids = ids[before:]
         if after and ids[-after:] == self._after:
             ids = ids[:-after]
-        ids = (self._prompt_ids + ids)[: max(0, self.max_length - before - after)]
-        whole = [*self._before, *ids, *self._after]
+        ids, room = self._prompt_ids + ids, max(0, self.max_length - before - after)
+        whole = [*self._before, *ids[:room], *self._after]
         if not whole:
             return self._blank
         zeros = {name: np.zeros(len(whole), dtype=np.int64) for name in self._names}
-        return {**zeros, "input_ids": np.array(whole, dtype=np.int64)}
+        row = {**zeros, "input_ids": np.array(whole, dtype=np.int64)}
+        return Prepared(row, len(whole), truncated=len(ids) > room)
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -21,7 +21,8 @@ from qmd_remote.errors import ApiError, ModelUnsupported, QmdRemoteError, Servic
 from qmd_remote.server import hub
 from qmd_remote.server.batching import Lane, Limits
 from qmd_remote.server.loading import Models, load_models
-from qmd_remote.server.model import Float32, Model
+from qmd_remote.server.model import Float32, Model, Prepared
+from qmd_remote.server.observer import SILENT, Observer, Role
 from qmd_remote.server.scheduler import Admission, Scheduler
 from qmd_remote.settings import Settings
 
@@ -37,18 +38,23 @@ CPU_THREADS = 2
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """`vectors`: float32 [n, dimension], finite rows of unit length, in input order. `tokens`: how many were run."""
+    """`vectors`: float32 [n, dimension], finite rows of unit length, in input order. `tokens`: how many were run.
+
+    `truncated`: how many texts were cut to the model's length.
+    """
 
     vectors: NDArray[np.float32]
     tokens: int
+    truncated: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """`scores`: float64 [n] in [0, 1], in input order. `tokens`: how many were run."""
+    """`scores`: float64 [n] in [0, 1], in input order. `tokens` and `truncated` as in Embeddings."""
 
     scores: NDArray[np.float64]
     tokens: int
+    truncated: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,10 +66,14 @@ class Loading:
 
 
 class Engine:
-    """Two models behind one queue. Cheap to construct; `start` loads in a thread of its own; for one event loop."""
+    """Two models behind one queue, watched by `observer`. Cheap to construct; `start` loads in a thread of its own.
 
-    def __init__(self, settings: Settings) -> None:
+    For one event loop.
+    """
+
+    def __init__(self, settings: Settings, *, observer: Observer = SILENT) -> None:
         self._settings = settings
+        self._observer = observer
         self.embed_id = hub.shown_id(settings.embed_model)
         self.rerank_id = hub.shown_id(settings.rerank_model)
         self.loading = Loading("starting")
@@ -74,7 +84,7 @@ class Engine:
         self._settled = False
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], None]] = []
-        self._scheduler = Scheduler(on_lost=self._lost)
+        self._scheduler = Scheduler(on_lost=self._lost, observer=observer)
         self._cpu = ThreadPoolExecutor(CPU_THREADS, thread_name_prefix="cpu")
         # one room per lane: a full index queue never keeps a query out
         self._room = {lane: Admission(settings.max_queue, settings.queue_wait_s) for lane in Lane}
@@ -136,7 +146,7 @@ class Engine:
             return Embeddings(np.zeros((0, self._dimension or 0), dtype=np.float32), 0)
         if not all(isinstance(item, str) for item in inputs):
             await self._in_cpu_thread(partial(models.embedder.check, inputs))
-        return Embeddings(*await self._compute(models.embedder, inputs))
+        return Embeddings(*await self._compute(models.embedder, inputs, "embed"))
 
     async def rerank(self, query: str, documents: Sequence[str]) -> Scores:
         """Score each document against the query. Raises like `embed`."""
@@ -147,9 +157,9 @@ class Engine:
         # must be a tie
         place: dict[str, int] = {}
         order = [place.setdefault(text, len(place)) for text in documents]
-        rows, tokens = await self._compute(reranker.model, reranker.inputs(query, list(place)))
+        rows, tokens, cut = await self._compute(reranker.model, reranker.inputs(query, list(place)), "rerank")
         scores = await self._in_cpu_thread(partial(reranker.scores, rows))
-        return Scores(scores[order], tokens)
+        return Scores(scores[order], tokens, cut)
 
     def facts(self) -> dict[str, object]:
         """What /health tells about the models; empty until ready."""
@@ -198,13 +208,13 @@ class Engine:
         assert self._models is not None
         return self._models
 
-    async def _compute(self, model: Model[Any], inputs: Sequence[Any]) -> tuple[Float32, int]:
-        """The model's rows for `inputs`, float32 [n, width], in input order; and how many tokens that took.
+    async def _compute(self, model: Model[Any], inputs: Sequence[Any], role: Role) -> tuple[Float32, int, int]:
+        """The model's rows for `inputs`, float32 [n, width], in input order; their tokens; how many were cut.
 
         Inputs of one request run in slices of like length, so that a large request neither fills the memory with
         tokens nor keeps others from the model.
         """
-        lane, size, tokens = Lane.of(len(inputs)), self._settings.max_batch_size, 0
+        lane, size, tokens, cut = Lane.of(len(inputs)), self._settings.max_batch_size, 0, 0
         order = sorted(range(len(inputs)), key=lambda i: _length(inputs[i]), reverse=True)
         rows: Float32 = np.empty((0, 0), dtype=np.float32)
         running: deque[tuple[list[int], Future[Float32]]] = deque()
@@ -218,21 +228,32 @@ class Engine:
             rows[part] = found
             running.popleft()
 
+        asked = time.monotonic()
         async with self._room[lane].hold(len(inputs)):
+            waited = time.monotonic() - asked
             try:
                 for start in range(0, len(order), size):
                     if len(running) == SLICES_IN_FLIGHT:
                         await collect()
                     part = order[start : start + size]
-                    items = await self._in_cpu_thread(partial(model.prepare, [inputs[i] for i in part]))
+                    items = await self._in_cpu_thread(partial(self._tokenize, model, [inputs[i] for i in part]))
                     tokens += sum(item.length for item in items)
-                    running.append((part, self._scheduler.submit(model, items, lane)))
+                    cut += sum(item.truncated for item in items)
+                    running.append((part, self._scheduler.submit(model, items, lane, role=role, waited=waited)))
+                    waited = 0.0
                 while running:
                     await collect()
             finally:
                 for _, future in running:
                     future.cancel()
-        return rows, tokens
+        self._observer.answered(role, len(inputs), tokens, cut)
+        return rows, tokens, cut
+
+    def _tokenize(self, model: Model[Any], inputs: Sequence[Any]) -> list[Prepared]:
+        began = time.monotonic()
+        items = model.prepare(inputs)
+        self._observer.tokenized(time.monotonic() - began)
+        return items
 
     async def _in_cpu_thread(self, work: Callable[[], T]) -> T:
         try:
@@ -260,6 +281,8 @@ class Engine:
     def _load(self) -> None:
         try:
             self._models = models = load_models(self._settings, self._report)
+            for role, seconds in models.load_seconds.items():
+                self._observer.loaded(role, seconds)
             self._report("warming up", None)
             self._scheduler.start(Limits(self._settings.max_batch_size, models.device.batch_tokens))
             self._warm_up(models)

@@ -29,6 +29,7 @@ class Failure:
 
 def translate(error: BaseException, name: str) -> QmdRemoteError:
     """The error to show for `error`, judged by the first link of its chain of causes that the table knows."""
+    import httpx
     from huggingface_hub import constants, errors, get_token
 
     table: tuple[tuple[type[BaseException], Callable[[Failure], QmdRemoteError | None]], ...] = (
@@ -36,6 +37,7 @@ def translate(error: BaseException, name: str) -> QmdRemoteError:
         (errors.RepositoryNotFoundError, _missing),
         (errors.HFValidationError, _no_name),
         (errors.HfHubHTTPError, _refused),
+        (httpx.HTTPStatusError, _refused),
         (errors.OfflineModeIsEnabled, _offline),
         (OSError, _disk),
     )

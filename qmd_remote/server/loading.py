@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from qmd_remote.server.checkpoint import Kind, kind
 from qmd_remote.server.device import Device
 from qmd_remote.server.embedder import Embedder
 from qmd_remote.server.hub import Source
+from qmd_remote.server.observer import Role
 from qmd_remote.server.recovery import is_out_of_memory
 from qmd_remote.server.reranker import BiEncoderReranker, CrossEncoderModel, CrossEncoderReranker, Reranker
 from qmd_remote.settings import Settings
@@ -34,6 +36,7 @@ class Models:
     embedder: Embedder
     reranker: Reranker
     threads: int  # of the CPU, for one forward pass
+    load_seconds: Mapping[Role, float]  # downloads left out; next to 0 for a model that does both jobs
 
 
 def load_models(settings: Settings, report: Report) -> Models:
@@ -49,11 +52,15 @@ def load_models(settings: Settings, report: Report) -> Models:
     rerank = embed if same else _find(settings.rerank_model, report)
     _quiet()
     report("loading the embedding model", None)
+    began = time.monotonic()
     embedder = load_embedder(embed, device, trusted=_is_trusted(settings, settings.embed_model))
+    seconds: dict[Role, float] = {"embed": time.monotonic() - began}
     report("loading the reranking model", None)
     trusted = _is_trusted(settings, settings.rerank_model)
+    began = time.monotonic()
     reranker = load_reranker(rerank, device, trusted=trusted, shared=(embed, embedder))
-    return Models(device, embed, rerank, embedder, reranker, devices.cpu_threads())
+    seconds["rerank"] = time.monotonic() - began
+    return Models(device, embed, rerank, embedder, reranker, devices.cpu_threads(), seconds)
 
 
 def _find(name: str, report: Report) -> Source:

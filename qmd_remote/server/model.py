@@ -21,10 +21,14 @@ Row = Mapping[str, NDArray[np.int64]]
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """One tokenised input: `row` maps a feature's name to its int64 values, each of shape [length], length ≥ 1."""
+    """One tokenised input: `row` maps a feature's name to its int64 values, each of shape [length], length ≥ 1.
+
+    `truncated` says that tokens were cut off to get there.
+    """
 
     row: Row
     length: int
+    truncated: bool = False
 
 
 class Model(Protocol[Input_contra]):

@@ -11,6 +11,7 @@ import numpy as np
 
 from qmd_remote.errors import ApiError, Unavailable
 from qmd_remote.server.model import Float32, Model, Prepared
+from qmd_remote.server.observer import SILENT, Observer
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ class DeviceLost(Exception):
     """The device refuses all further work of this process; only a new process helps."""
 
 
-def outcomes(model: Model[Any], batch: Sequence[Prepared]) -> list[Outcome]:
+def outcomes(model: Model[Any], batch: Sequence[Prepared], observer: Observer = SILENT) -> list[Outcome]:
     """Run `batch`; one outcome per item, in order: its finite float32 [width] row, or the error for its request.
 
     A batch that fails is split, so that an item which cannot be computed never fails its neighbours.
@@ -30,21 +31,23 @@ def outcomes(model: Model[Any], batch: Sequence[Prepared]) -> list[Outcome]:
     try:
         rows = model.finish(model.run(batch))
     except Exception as error:  # any failure of a forward pass belongs to its items, not to the model thread
-        return _after_failure(model, batch, error)
+        return _after_failure(model, batch, error, observer)
     finite = [bool(np.isfinite(row).all()) for row in rows]
     if all(finite):
         return list(rows)
     if model.widen():
         log.warning("half precision gave a result that is not finite: continuing in float32")
-        return outcomes(model, batch)
+        observer.widened()
+        return outcomes(model, batch, observer)
     return [row if good else _not_finite() for row, good in zip(rows, finite, strict=True)]
 
 
-def _after_failure(model: Model[Any], batch: Sequence[Prepared], error: Exception) -> list[Outcome]:
+def _after_failure(model: Model[Any], batch: Sequence[Prepared], error: Exception, observer: Observer) -> list[Outcome]:
     if is_device_lost(error):
         raise DeviceLost(str(error)) from error
     memory = is_out_of_memory(error)
     if memory:
+        observer.out_of_memory()
         # the failed frames hold the very tensors whose memory the retry needs
         traceback.clear_frames(error.__traceback__)
         model.free()
@@ -52,7 +55,7 @@ def _after_failure(model: Model[Any], batch: Sequence[Prepared], error: Exceptio
         log.warning("a batch of %d failed (%s): splitting it", len(batch), _first_line(error))
         # memory lasts for half as many; anything else is the fault of one item, and halving finds it
         middle = len(batch) // 2
-        return outcomes(model, batch[:middle]) + outcomes(model, batch[middle:])
+        return outcomes(model, batch[:middle], observer) + outcomes(model, batch[middle:], observer)
     log.error("one input of %d tokens cannot be computed", batch[0].length, exc_info=error)
     if memory:
         return [

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from qmd_remote.errors import ApiError, Unauthorized, Unavailable
+from qmd_remote.server.exchange import exchange_of
 
 if TYPE_CHECKING:
     from qmd_remote.server.engine import Embeddings, Scores
@@ -31,7 +33,20 @@ def error_response(error: ApiError, headers: Mapping[str, str] | None = None) ->
         more["WWW-Authenticate"] = "Bearer"
     if isinstance(error, Unavailable):
         more["Retry-After"] = str(RETRY_AFTER_S if error.retry_after is None else error.retry_after)
-    return json_response(error.body(), error.status, more)
+    return _ErrorResponse(error, more)
+
+
+class _ErrorResponse(Response):
+    """Leaves its code in the request's record when it is sent, wherever that happens."""
+
+    def __init__(self, error: ApiError, headers: Mapping[str, str]) -> None:
+        body = orjson.dumps(error.body())
+        super().__init__(body, status_code=error.status, headers=headers, media_type="application/json")
+        self._code = error.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange_of(scope).error = self._code
+        await super().__call__(scope, receive, send)
 
 
 def embeddings_response(found: Embeddings, model: str, *, dimensions: int | None, as_base64: bool) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,13 +11,15 @@ from anyio import to_thread
 from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from qmd_remote import __version__
 from qmd_remote.server import schemas
 from qmd_remote.server.body import read_body
 from qmd_remote.server.engine import Embeddings, Engine, Scores
+from qmd_remote.server.exchange import exchange_of
 from qmd_remote.server.hangup import while_connected
+from qmd_remote.server.metrics import Metrics
 from qmd_remote.server.responses import embeddings_response, json_response, rerank_response
 from qmd_remote.settings import Settings
 
@@ -42,8 +45,8 @@ def _takes(kind: type[BaseModel]) -> dict[str, Any]:
 async def embeddings(request: Request) -> Response:
     """One unit vector for each input, as in OpenAI's API."""
     settings, engine = _parts(request)
-    raw = await read_body(request, settings.max_body_mb)
-    asked = await to_thread.run_sync(schemas.parse, schemas.EmbeddingsRequest, raw)
+    asked = await _read(request, schemas.EmbeddingsRequest)
+    exchange_of(request.scope).texts = len(asked.input)
 
     async def embed() -> Embeddings:
         await engine.ready(settings.ready_wait_s)
@@ -53,7 +56,7 @@ async def embeddings(request: Request) -> Response:
     found = await while_connected(request, embed())
     as_base64 = asked.encoding_format == "base64"
     answer = partial(embeddings_response, found, engine.embed_id, dimensions=asked.dimensions, as_base64=as_base64)
-    return await to_thread.run_sync(answer)
+    return await _answer(request, found, answer)
 
 
 @router.post(
@@ -65,8 +68,8 @@ async def embeddings(request: Request) -> Response:
 async def rerank(request: Request) -> Response:
     """One score in [0, 1] for each document, best first, as in Jina's and Cohere's APIs."""
     settings, engine = _parts(request)
-    raw = await read_body(request, settings.max_body_mb)
-    asked = await to_thread.run_sync(schemas.parse, schemas.RerankRequest, raw)
+    asked = await _read(request, schemas.RerankRequest)
+    exchange_of(request.scope).texts = len(asked.documents)
 
     async def score() -> Scores:
         await engine.ready(settings.ready_wait_s)
@@ -75,19 +78,28 @@ async def rerank(request: Request) -> Response:
     found = await while_connected(request, score())
     documents = asked.documents if asked.return_documents else None
     answer = partial(rerank_response, found, engine.rerank_id, top_n=asked.top_n, documents=documents)
-    return await to_thread.run_sync(answer)
+    return await _answer(request, found, answer)
 
 
 @router.get("/v1/models", summary="The models served", responses=_answers(schemas.ModelList))
 async def models(request: Request) -> Response:
-    """The real ids of the models, whatever names clients send."""
+    """The real ids of the models, whatever names clients send; one with two roles stands there once, with its first.
+
+    The generation service's come last, its own first; none of them when it does not answer.
+    """
     _, engine = _parts(request)
-    names = dict.fromkeys((engine.embed_id, engine.rerank_id))
-    data = [
-        {"id": name, "object": "model", "created": request.app.state.created, "owned_by": "qmd-remote"}
-        for name in names
-    ]
-    return json_response({"object": "list", "data": data})
+    roles: dict[str, str] = {}
+    for name, role in ((engine.embed_id, "embed"), (engine.rerank_id, "rerank")):
+        roles.setdefault(name, role)
+    for name in await request.app.state.gateway.models():
+        roles.setdefault(name, "generate")
+    created = request.app.state.created
+    return json_response({"object": "list", "data": [_listed(name, role, created) for name, role in roles.items()]})
+
+
+def _listed(name: str, role: str, created: int) -> dict[str, Any]:
+    owner = "generation" if role == "generate" else "qmd-remote"
+    return {"id": name, "object": "model", "created": created, "owned_by": owner, "qmd_remote_role": role}
 
 
 @router.get(
@@ -98,16 +110,21 @@ async def models(request: Request) -> Response:
 async def health(request: Request) -> Response:
     """200 when ready; 503 while loading or failed, with the phase or the cause."""
     _, engine = _parts(request)
-    report = _report(engine, time.monotonic() - request.app.state.started)
-    shown = report if request.state.authorized else {"status": report["status"]}
-    return json_response(shown, 200 if report["status"] == "ok" else 503)
+    report = _report(engine, time.monotonic() - request.app.state.started, _metrics(request))
+    report["generation"] = request.app.state.gateway.facts()
+    status = 200 if report["status"] == "ok" else 503
+    if not request.state.authorized:
+        return json_response({"status": report["status"]}, status)
+    used = await request.app.state.gauge.read(report["device"]) if "device" in report else None
+    return json_response(report if used is None else {**report, "memory_bytes": used.as_dict()}, status)
 
 
-def _report(engine: Engine, uptime_s: float) -> dict[str, Any]:
+def _report(engine: Engine, uptime_s: float, metrics: Metrics) -> dict[str, Any]:
     common = {
         "models": {"embed": engine.embed_id, "rerank": engine.rerank_id},
         "uptime_s": round(uptime_s, 1),
         "version": __version__,
+        "requests": {"total": metrics.total, "running": metrics.running, "errors": metrics.errors},
     }
     state = engine.state
     if state == "ready":
@@ -122,6 +139,38 @@ def _report(engine: Engine, uptime_s: float) -> dict[str, Any]:
 async def livez() -> Response:
     """Always 200."""
     return json_response({"status": "alive"})
+
+
+@router.get(
+    "/metrics",
+    summary="What happened so far, for Prometheus",
+    response_class=PlainTextResponse,
+    responses={401: {"model": schemas.ErrorResponse}},
+)
+async def metrics(request: Request) -> Response:
+    """The text that Prometheus reads; docs/metrics.md describes it."""
+    text, content_type = await to_thread.run_sync(_metrics(request).render, request.headers.get("accept", ""))
+    return Response(text, media_type=content_type)
+
+
+async def _read(request: Request, kind: type[schemas.RequestModel]) -> schemas.RequestModel:
+    """The request in the body. Raises as read_body and schemas.parse do."""
+    with _metrics(request).stage("read"):
+        raw = await read_body(request, request.app.state.settings.max_body_mb)
+        return await to_thread.run_sync(schemas.parse, kind, raw)
+
+
+async def _answer(request: Request, found: Embeddings | Scores, answer: Callable[[], Response]) -> Response:
+    """What `answer` makes of `found`, in a thread."""
+    exchange = exchange_of(request.scope)
+    exchange.tokens, exchange.truncated = found.tokens, found.truncated
+    with _metrics(request).stage("serialise"):
+        return await to_thread.run_sync(answer)
+
+
+def _metrics(request: Request) -> Metrics:
+    found: Metrics = request.app.state.metrics
+    return found
 
 
 def _parts(request: Request) -> tuple[Settings, Engine]:

@@ -18,6 +18,7 @@ import numpy as np
 from qmd_remote.errors import ApiError, Unavailable
 from qmd_remote.server.batching import Lane, Limits, Pending, choose
 from qmd_remote.server.model import Float32, Model, Prepared
+from qmd_remote.server.observer import SILENT, Batch, Observer, Role
 from qmd_remote.server.recovery import Outcome, outcomes
 
 log = logging.getLogger(__name__)
@@ -82,8 +83,10 @@ class Admission:
 class _Job:
     """What one `submit` waits for: a row per item, or the first error."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, role: Role, since: float) -> None:
         self.future: Future[Float32] = Future()
+        self.role: Role = role
+        self.since: float | None = since  # when its wait began (time.monotonic); None when it is over
         self._rows: list[Float32 | None] = [None] * size
         self._missing = size
 
@@ -116,11 +119,12 @@ class Scheduler:
     """One thread that owns the device and runs batch after batch, chosen by the policy in `batching`.
 
     What is submitted before `start` waits for it. `on_lost` is called once, from that thread, when it cannot go on:
-    the device refuses all further work, say.
+    the device refuses all further work, say. `observer` is told of waits and batches, from that thread too.
     """
 
-    def __init__(self, *, on_lost: Callable[[BaseException], None] | None = None) -> None:
+    def __init__(self, *, on_lost: Callable[[BaseException], None] | None = None, observer: Observer = SILENT) -> None:
         self._on_lost = on_lost
+        self._observer = observer
         self._changed = threading.Condition()
         self._waiting: list[_Entry] = []
         self._running: Sequence[_Entry] = ()
@@ -143,12 +147,15 @@ class Scheduler:
         """How many items wait for a batch."""
         return len(self._waiting)
 
-    def submit(self, model: Model[Any], items: Sequence[Prepared], lane: Lane) -> Future[Float32]:
+    def submit(
+        self, model: Model[Any], items: Sequence[Prepared], lane: Lane, *, role: Role = "embed", waited: float = 0.0
+    ) -> Future[Float32]:
         """Queue `items` (at least one); the future gives float32 [len(items), width], or an ApiError.
 
-        Cancelling the future drops what has not run yet.
+        Cancelling the future drops what has not run yet. `role` and `waited`, the seconds that they have waited
+        elsewhere, are for the observer.
         """
-        job = _Job(len(items))
+        job = _Job(len(items), role, time.monotonic() - waited)
         with self._changed:
             if self._stopped is not None:
                 job.fail(self._stopped)
@@ -189,10 +196,20 @@ class Scheduler:
         streak = 0
         while (chosen := self._next(limits, streak)) is not None:
             batch, streak = chosen
-            results = outcomes(batch[0].model, [entry.item for entry in batch])
+            began = time.monotonic()
+            self._end_waits(batch, began)
+            results = outcomes(batch[0].model, [entry.item for entry in batch], self._observer)
             self._progress = time.monotonic()
+            self._observer.ran(_describe(batch, self._progress - began))
             for entry, outcome in zip(batch, results, strict=True):
                 entry.job.resolve(entry.position, outcome)
+
+    def _end_waits(self, batch: Sequence[_Entry], now: float) -> None:
+        for entry in batch:
+            job = entry.job
+            if job.since is not None:
+                self._observer.waited(entry.pending.lane, now - job.since)
+                job.since = None
 
     def _next(self, limits: Limits, streak: int) -> tuple[list[_Entry], int] | None:
         """Wait for work and take the next batch out of the queue; None when stopped."""
@@ -211,3 +228,9 @@ class Scheduler:
             self._waiting = [entry for position, entry in enumerate(self._waiting) if position not in taken]
             self._running = batch
             return batch, choice.streak
+
+
+def _describe(batch: Sequence[_Entry], seconds: float) -> Batch:
+    roles = {entry.job.role for entry in batch}
+    longest = max(entry.item.length for entry in batch)
+    return Batch(roles.pop() if len(roles) == 1 else "both", len(batch), longest * len(batch), seconds)

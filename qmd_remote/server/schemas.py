@@ -223,12 +223,15 @@ class RerankResponse(BaseModel):
 
 
 class Model(BaseModel):
-    """A model that this server has loaded, or loads."""
+    """A model that this server has loaded, or loads, or that the generation service behind it lists."""
 
     id: str
     object: Literal["model"]
     created: int = Field(description="When the server started, in seconds since 1970.")
     owned_by: str
+    qmd_remote_role: Literal["embed", "rerank", "generate"] = Field(
+        description="Its endpoint; an embedding model that reranks as well is listed once, as embed."
+    )
 
 
 class ModelList(BaseModel):

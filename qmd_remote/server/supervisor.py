@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import dataclasses
 import importlib.util
 import logging
 import os
+import socket
+import ssl
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 
-from qmd_remote import services
-from qmd_remote.reach import connect_host, is_loopback, require_safe_bind
+from qmd_remote import logbook, paths, services
+from qmd_remote.errors import ConfigError
+from qmd_remote.reach import is_loopback, require_safe_bind, server_tls, trusting
+from qmd_remote.reception import refuse_waiting, turn_away
 from qmd_remote.settings import Settings
-from qmd_remote.supervision import Child, Supervisor, answers_ok, listen, python_module, turn_away
+from qmd_remote.supervision import Child, Supervisor, answers_ok, listen, python_module
 
 log = logging.getLogger("qmd_remote.serve")
+
+WHAT = "the embed server"
+TIDY_UP_S = 10.0  # for a worker that has drained: answers on their way out, the batch that is being computed
 
 
 def serve(settings: Settings, *, managed: bool = False, as_json: bool = False) -> int:
@@ -27,28 +35,50 @@ def serve(settings: Settings, *, managed: bool = False, as_json: bool = False) -
     # read here, once: a key that cannot be read is an error of this command, not of a worker's log
     has_key = bool(settings.key)
     require_safe_bind(settings)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    tls = server_tls(settings)
+    book = logbook.take_over(paths.log_file(services.EMBED)) if managed else None
+    if book is None:
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=logbook.WITH_TIME)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if settings.insecure_no_auth and not has_key and not is_loopback(settings.host):
         log.warning("everybody who can reach %s:%d is served without a key", settings.host, settings.port)
-    socket = listen(settings.host, settings.port, holder=services.port_holder)
-    port = socket.getsockname()[1]
-    url = f"http://{connect_host(settings.host)}:{port}"
+    listener = listen(settings.host, settings.port, holder=services.port_holder)
+    url = dataclasses.replace(settings, port=listener.getsockname()[1]).url
     log.info("embed server on %s", url)
     child = Child(
         name="embed worker",
-        argv=python_module("qmd_remote.server.worker", str(socket.fileno()), "--json" if as_json else "--text"),
+        argv=python_module("qmd_remote.server.worker", str(listener.fileno()), "--json" if as_json else "--text"),
         env={**os.environ, **settings.to_env()},
-        ready=functools.partial(answers_ok, url),
-        pass_fds=[socket.fileno()],
+        ready=_probe(url, settings.tls_cert),
+        pass_fds=[listener.fileno()],
+        grace_s=settings.shutdown_limit_s + TIDY_UP_S,
     )
+    supervisor = Supervisor(child, book=book)
     with ExitStack() as stack:
-        stack.enter_context(socket)
+        stack.enter_context(supervisor.wish.heeded())
+        stack.enter_context(listener)
         if managed:
             stack.enter_context(
                 services.registered(services.EMBED, settings, url=url, model=settings.embed_model, program="qmd-remote")
             )
-        return asyncio.run(Supervisor(child).run(lambda delay: turn_away(socket, delay, "the embed server")))
+        return asyncio.run(_supervise(supervisor, listener, tls))
+
+
+async def _supervise(supervisor: Supervisor, listener: socket.socket, tls: ssl.SSLContext | None) -> int:
+    code = await supervisor.run(lambda delay: turn_away(listener, delay, WHAT, tls))
+    await refuse_waiting(listener, WHAT, tls)
+    return code
+
+
+def _probe(url: str, certificate: str) -> Callable[[], Awaitable[bool]]:
+    async def ready() -> bool:
+        try:
+            # read each time: certificates are renewed while servers run
+            return await answers_ok(url, trusting(certificate))
+        except ConfigError:
+            return False
+
+    return ready
 
 
 def missing_module() -> str:

@@ -44,7 +44,7 @@ class TorchModel(ABC, Generic[Input]):
             raise ModelUnsupported("this model does not take rows of tokens, which is all this server can batch")
         self._names = [name for name, value in features.items() if _is_row(value) and name != "attention_mask"]
         self._constants = {name: value for name, value in features.items() if not _is_row(value)}
-        self._blank: Row = {name: np.zeros(1, dtype=np.int64) for name in self._names}
+        self._blank = _prepared({name: np.zeros(1, dtype=np.int64) for name in self._names})
         self._blank = self._encode([probe])[0]
         _bound_length(network)
         _compute_in_float32_after_the_transformer(network)
@@ -62,8 +62,7 @@ class TorchModel(ABC, Generic[Input]):
 
     def prepare(self, inputs: Sequence[Input]) -> list[Prepared]:
         """Tokenise; one result per input, in order, whatever the inputs hold."""
-        rows = self._encode_safely([self._clean(item) for item in inputs])
-        return [Prepared(row, len(row["input_ids"])) for row in rows]
+        return self._encode_safely([self._clean(item) for item in inputs])
 
     def run(self, batch: Sequence[Prepared]) -> Any:
         """Run one forward pass; the result (a tensor [len(batch), width]) stays on the device."""
@@ -107,33 +106,53 @@ class TorchModel(ABC, Generic[Input]):
     def _plain(self, item: Input) -> Input:
         """`item` in ASCII: what is left to try when the tokenizer cannot take it as it is."""
 
-    def _encode_safely(self, items: Sequence[Input]) -> list[Row]:
+    def _encode_safely(self, items: Sequence[Input]) -> list[Prepared]:
         try:
             return self._encode(items)
         except BaseException as error:  # tokenizers written in Rust panic with a class that is no Exception
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
             if len(items) > 1:
-                return [row for item in items for row in self._encode_safely([item])]
+                return [one for item in items for one in self._encode_safely([item])]
             plain = self._plain(items[0])
             log.warning("the tokenizer cannot take a text (%s); trying its ASCII part", type(error).__name__)
             return [self._blank] if plain == items[0] else self._encode_safely([plain])
 
-    def _encode(self, items: Sequence[Input]) -> list[Row]:
-        """One row per item; an item without any token gets the row of a full stop, since no model takes none."""
+    def _encode(self, items: Sequence[Input]) -> list[Prepared]:
+        """One result per item; an item without any token gets that of a full stop, since no model takes none."""
         features = self._preprocess(items)
         mask: NDArray[np.bool_] = features["attention_mask"].numpy().astype(bool)
         arrays = {name: features[name].numpy() for name in self._names}
-        rows: list[Row] = []
+        cut = self._cut(features, items, mask.sum(axis=1))
+        found: list[Prepared] = []
         for i, real in enumerate(mask):
             row = {name: values[i][real].astype(np.int64, copy=False) for name, values in arrays.items()}
-            rows.append(row if real.any() else self._blank)
-        return rows
+            found.append(_prepared(row, bool(cut[i])) if real.any() else self._blank)
+        return found
 
-    def _preprocess(self, items: Sequence[Input]) -> Mapping[str, Any]:
+    def _cut(self, features: Mapping[str, Any], items: Sequence[Input], lengths: NDArray[np.int64]) -> Sequence[bool]:
+        """Of which items tokens were cut off."""
+        encodings = getattr(features, "encodings", None)
+        if encodings is not None:  # a fast tokenizer keeps what it cuts
+            return [bool(encoding.overflowing) for encoding in encodings]
+        cut = [False] * len(items)
+        for i in np.flatnonzero(lengths >= self.max_length):
+            try:
+                whole = self._preprocess([items[int(i)]], processing_kwargs={"text": {"truncation": False}})
+            except Exception as error:  # a module of a model's own may not know how; no text may fail for a number
+                log.debug("whether a text was cut is not known", exc_info=error)
+                break
+            cut[i] = int(whole["attention_mask"].sum()) > lengths[i]
+        return cut
+
+    def _preprocess(self, items: Sequence[Input], **options: Any) -> Mapping[str, Any]:
         with self._tokenizing:
-            features: Mapping[str, Any] = self._network.preprocess(list(items), prompt=self._prompt)
+            features: Mapping[str, Any] = self._network.preprocess(list(items), prompt=self._prompt, **options)
             return features
+
+
+def _prepared(row: Row, truncated: bool = False) -> Prepared:
+    return Prepared(row, len(row["input_ids"]), truncated)
 
 
 def _is_row(value: Any) -> bool:

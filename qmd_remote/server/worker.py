@@ -7,40 +7,51 @@ loaded, the cause is printed and its exit code returned, so that the supervisor 
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import sys
+from pathlib import Path
+from typing import Any
 
 import uvicorn
+from starlette.middleware import Middleware
 
+from qmd_remote import logbook, reach
 from qmd_remote import settings as settings_module
 from qmd_remote.errors import QmdRemoteError
 from qmd_remote.output import Output
 from qmd_remote.server.app import create_app
+from qmd_remote.server.draining import Draining, DrainingServer, Gate
+from qmd_remote.settings import Settings
 
 # longer than the idle time-outs of HTTP clients, so that the client closes first and never meets a reset
 KEEP_ALIVE_S = 75
-SHUTDOWN_S = 25  # inside the supervisor's grace
 
 
 def main(argv: list[str]) -> int:
     """Serve on the inherited socket until told to stop; returns the exit code."""
     out = Output("serve", as_json="--json" in argv)
     listener = socket.socket(fileno=int(argv[0]))
+    gate = Gate()
     try:
-        app = create_app(settings_module.handed_over())
+        settings = settings_module.handed_over()
+        reach.server_tls(settings)  # for its errors: they may have been replaced since the supervisor looked
+        app = create_app(settings)
     except QmdRemoteError as error:
         return out.fail(error)
+    # the innermost one: refusals are counted, logged, and given to those with a key only, as other answers
+    app.user_middleware.append(Middleware(Draining, gate=gate))
     config = uvicorn.Config(
         app,
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=SHUTDOWN_S,
         server_header=False,
         log_config=None,
+        **_tls(settings),
     )
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    server = uvicorn.Server(config)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=logbook.line_format())
     engine = app.state.engine
+    server = DrainingServer(config, gate, engine, limit_s=settings.shutdown_limit_s)
 
     def settled() -> None:
         if engine.failure is not None:
@@ -48,7 +59,25 @@ def main(argv: list[str]) -> int:
 
     engine.on_settled(settled)
     server.run(sockets=[listener])
+    if server.cut_short:
+        _leave()
     return out.fail(engine.failure) if engine.failure else 0
+
+
+def _tls(settings: Settings) -> dict[str, Any]:
+    if not settings.tls_cert:
+        return {}
+    return {
+        "ssl_certfile": str(Path(settings.tls_cert).expanduser()),
+        "ssl_keyfile": str(Path(settings.tls_key).expanduser()),
+    }
+
+
+def _leave() -> None:
+    """End at once, with 0: an orderly end would wait for the threads of a download that nobody wants any more."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -13,26 +13,7 @@ from qmd_remote.client import http
 from qmd_remote.client.causes import classify, shown
 from qmd_remote.client.http import exchange, make_client
 from qmd_remote.errors import ConfigError
-
-# A key and a certificate for localhost that no authority signed, valid for a hundred years.
-SELF_SIGNED = """\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQghUOWB1QGXvxrL7ok
-YFprxGXM0RxAOh2JXuOYl6TTstShRANCAAQoT3ZBxwCSyENNY/wDrY02Zrf3tBo1
-46uZHkrwxqQFghNcw0RzIIbZDlMHHQqhmSQJDUPeObubmtj98TI2t25k
------END PRIVATE KEY-----
------BEGIN CERTIFICATE-----
-MIIBfjCCASWgAwIBAgIUaaILz78sQNvvPSRbXWRJimsIc1QwCgYIKoZIzj0EAwIw
-FDESMBAGA1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMjE5NTMzMFoYDzIxMjYxMDI5
-MTk1MzMwWjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjO
-PQMBBwNCAAQoT3ZBxwCSyENNY/wDrY02Zrf3tBo146uZHkrwxqQFghNcw0RzIIbZ
-DlMHHQqhmSQJDUPeObubmtj98TI2t25ko1MwUTAdBgNVHQ4EFgQUl3fWCrTnq6NP
-5fErBxSzG36VBwgwHwYDVR0jBBgwFoAUl3fWCrTnq6NP5fErBxSzG36VBwgwDwYD
-VR0TAQH/BAUwAwEB/zAKBggqhkjOPQQDAgNHADBEAiBA3+eXd+dalIghloaGQ0Ud
-J5Y76EimDM2KP8HvXezLYQIgdrxEF0Jeo/uI48wqtzxifi2HeV+GTUV3Ufzsb0U9
-kSg=
------END CERTIFICATE-----
-"""
+from tests import certificate
 
 
 def failure(url: str, limit_s: float = 5.0) -> httpx.HTTPError:
@@ -44,9 +25,8 @@ def failure(url: str, limit_s: float = 5.0) -> httpx.HTTPError:
 
 def test_a_certificate_that_nobody_signed_is_a_tls_failure(serve, tmp_path):
     """The cause says that the certificate is not accepted, and the fix names both variables."""
-    (tmp_path / "pair.pem").write_text(SELF_SIGNED)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tmp_path / "pair.pem")
+    context.load_cert_chain(*certificate.write(tmp_path))
     stub = serve()
     stub.httpd.socket = context.wrap_socket(stub.httpd.socket, server_side=True)
     url = stub.url.replace("http:", "https:")

@@ -252,7 +252,7 @@ def test_a_file_that_became_unsafe_meanwhile_is_left_alone(existing):
 def test_a_file_that_changes_all_the_time_is_given_up(existing, monkeypatch):
     """Three plans overtaken by another program are enough; nothing is written."""
     texts = iter(f"a: {number}\n" for number in range(100))
-    monkeypatch.setattr(qmd_config, "_read", lambda _: next(texts))
+    monkeypatch.setattr(qmd_config, "read_text", lambda _: next(texts))
     with pytest.raises(ConfigError, match="changes all the time"):
         apply(plan_write(existing, WANTED))
 

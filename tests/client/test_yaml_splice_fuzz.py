@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import permutations
 from random import Random
@@ -12,6 +13,7 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from qmd_remote.client.remote_block import KEEP, ModelNames, RemoteBlock
+from qmd_remote.client.yaml_cut import cut
 from qmd_remote.client.yaml_splice import splice
 from qmd_remote.errors import ConfigError
 
@@ -296,3 +298,43 @@ def test_only_the_block_changes_and_into_what_was_wanted(rng: Random) -> None:
     assert expected_remote(old.pop("remote", None), case.wanted) == new.pop("remote")
     assert old == new
     assert after == splice(after, case.wanted)
+
+
+@settings(max_examples=800, deadline=None)
+@given(st.randoms(use_true_random=True))
+def test_write_then_remove_gives_back_the_file(rng: Random) -> None:
+    """In a file that had no block not one byte is left of it; only a line end that the write had to add stays."""
+    case = odd_file(rng)
+    while case.block:
+        case = odd_file(rng)
+    note(case)
+    newline = "\r\n" if "\r\n" in case.text else "\n"
+
+    after = cut(splice(case.text, case.wanted))
+
+    assert after in {case.text, case.text + newline}
+
+
+@settings(max_examples=1200, deadline=None)
+@given(st.randoms(use_true_random=True))
+def test_only_the_block_goes(rng: Random) -> None:
+    """Every line before the block stays, and below it all but comments of the block; every other value is as it was."""
+    case = odd_file(rng)
+    note(case)
+
+    try:
+        after = cut(case.text)
+    except ConfigError as error:
+        # A text that keeps its last blank lines would take in what followed, and `...` needs something to end.
+        assert "|+" in case.before or ">+" in case.before or "..." in case.after
+        assert "cannot be taken out safely" in error.message
+        return
+
+    old = load(case.text)
+    old.pop("remote", None)
+    assert (old, after) == (load(after), cut(after))
+    assert after.startswith(case.before)
+    below = after.removeprefix(case.before)
+    assert case.text.endswith(below)
+    gone = case.text[len(case.before) : len(case.text) - len(below)]
+    assert not re.search(r"^ *[^# \r\n]", gone[len(case.block) :], re.MULTILINE)

@@ -71,7 +71,7 @@ def play(scene: Callable[[Stage], Coroutine[Any, Any, None]], *, patience_s: flo
                     await stage.down()
                 while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - tasks that end set no event
                     await asyncio.sleep(0.01)
-            server.close()
+            await server.close()
             assert [] == stage.errors
 
     asyncio.run(run())

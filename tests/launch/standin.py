@@ -65,6 +65,7 @@ def serve(service: str, settings: Settings) -> int:
     Handler.status = 503 if model == "acme/hangs" else 200
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     url = f"http://127.0.0.1:{port}"
+    print(f"{model} is here", flush=True)
     with services.registered(service, settings, url=url, model=model, program="stand-in"):
         ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
     return 0

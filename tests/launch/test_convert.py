@@ -103,3 +103,19 @@ def test_its_steps_are_told_in_the_form_that_phases_reads(tmp_path: Path, source
     writer(write_well)
     convert_gguf.convert(source, tmp_path / "hub", MODEL)
     assert Phase("saving") == latest("\n".join(caplog.messages))
+
+
+def test_a_conversion_whose_reference_is_missing_or_old_is_made_again(tmp_path: Path, source: Path, writer):
+    """Killed between its folder and its reference, a conversion is not taken for done: an engine would not find it."""
+    writer(write_well)
+    cache = tmp_path / "hub"
+    first = convert_gguf.convert(source, cache, MODEL)
+    reference = cache / "models--acme--small" / "refs" / "main"
+    for content in (None, "0123456789"):
+        reference.unlink()
+        if content is not None:
+            reference.write_text(content)
+        assert not convert_gguf.is_converted(cache, MODEL, source)
+        assert first == convert_gguf.convert(source, cache, MODEL)
+        assert convert_gguf.is_converted(cache, MODEL, source)
+    assert ["main"] == [path.name for path in reference.parent.iterdir()]

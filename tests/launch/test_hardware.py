@@ -56,3 +56,27 @@ def test_an_nvidia_driver_is_seen_by_its_tool(tmp_path: Path, monkeypatch: pytes
 def test_every_bundled_model_says_which_package_to_install():
     """A model that comes as a package names the distribution, the import name and the path."""
     assert all(one.package and one.path and one.distribution for one in BUNDLED.values())
+
+
+INFORMATION = """Model: \t\t {model}
+IRQ:   \t\t 78
+GPU UUID: \t GPU-00000000-0000-0000-0000-000000000000
+Bus Type: \t PCIe
+"""
+
+
+def test_the_driver_names_its_gpus(tmp_path: Path):
+    """The names that NVIDIA's driver gives under /proc are read, each GPU's; a card without a name has none."""
+    for bus, model in (("000f:01:00.0", "NVIDIA GB10"), ("0001:01:00.0", "NVIDIA RTX 6000 Ada Generation")):
+        (tmp_path / "gpus" / bus).mkdir(parents=True)
+        (tmp_path / "gpus" / bus / "information").write_text(INFORMATION.format(model=model))
+    (tmp_path / "gpus" / "0002:01:00.0").mkdir()
+    (tmp_path / "gpus" / "0002:01:00.0" / "information").write_text("IRQ: 3\n")
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX Open Kernel Module\n")
+    seen = hardware.probe(tmp_path)
+    assert (True, ("NVIDIA RTX 6000 Ada Generation", "NVIDIA GB10")) == (seen.nvidia, seen.gpu_names)
+
+
+def test_without_a_driver_there_are_no_names(tmp_path: Path):
+    """Where NVIDIA's driver is not loaded, no GPU has a name."""
+    assert () == hardware.probe(tmp_path / "nothing").gpu_names

@@ -17,9 +17,11 @@ import httpx
 import psutil
 import pytest
 
-from qmd_remote import services
+from qmd_remote import logbook, paths, services
 from qmd_remote.errors import Exit
+from qmd_remote.launch import convert_gguf, diagnose, phases, wait
 from qmd_remote.launch.keeper import free_port
+from qmd_remote.presets import MINI_GENERATION
 from qmd_remote.services import GENERATION
 
 LIMIT_S = 20
@@ -40,6 +42,33 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 ThreadingHTTPServer(("127.0.0.1", int(arguments[arguments.index("--port") + 1])), Handler).serve_forever()
 """
+# a conversion that does what its file's name says
+CONVERTER = """
+import pathlib, sys, time
+from qmd_remote.launch import convert_gguf
+source, cache, model = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3]
+def write_model(source, target):
+    target.mkdir()
+    (target / "model.safetensors").write_text("half")
+    print("phase: reading the weights", flush=True)
+    if source.name == "full.gguf":
+        raise OSError(28, "No space left on device")
+    if source.name == "slow.gguf":
+        time.sleep(600)
+    (target / "config.json").write_text("{}")
+convert_gguf._write_model = write_model
+convert_gguf.convert(source, cache, model)
+"""
+# the keeper, on a machine whose small model lies in a file of the test's and is converted as above
+MINI_KEEPER = """
+import dataclasses, os, pathlib, sys
+from qmd_remote.launch import conversion, hardware, keeper
+from qmd_remote.presets import MINI_GENERATION
+probed = dataclasses.replace(hardware.probe(), bundled={MINI_GENERATION: pathlib.Path(sys.argv[1])})
+keeper.hardware.probe = lambda: probed
+conversion.python_module = lambda module, *arguments: [sys.executable, "-c", sys.argv[2], *arguments]
+sys.exit(keeper.main())
+"""
 
 
 class Kept:
@@ -56,7 +85,8 @@ class Kept:
     @property
     def log(self) -> str:
         """What keeper and engine have logged up to now."""
-        return (self.folder / "log").read_text()
+        path = paths.log_file(GENERATION)
+        return (self.folder / "log").read_text() + (path.read_text() if path.is_file() else "")
 
     def ask(self) -> dict[str, Any]:
         """What the engine tells of itself; the call waits while there is none."""
@@ -78,7 +108,7 @@ def keep(home: Path, tmp_path: Path) -> Iterator[Callable[..., Kept]]:
     (package / "transformers.py").write_text(ENGINE)
     started: list[Kept] = []
 
-    def start(**settings: str) -> Kept:
+    def start(*program: str, **settings: str) -> Kept:
         port = int(settings.pop("QMD_REMOTE_GENERATION_PORT", free_port()))
         env = {
             **os.environ,
@@ -89,7 +119,8 @@ def keep(home: Path, tmp_path: Path) -> Iterator[Callable[..., Kept]]:
             "QMD_REMOTE_API_KEY": SECRET,
             **settings,
         }
-        command = [sys.executable, "-P", "-m", "qmd_remote.launch.keeper"]
+        command = [sys.executable, "-P", *(program or ("-m", "qmd_remote.launch.keeper"))]
+        paths.make_private(paths.log_dir())
         with (tmp_path / "out").open("w") as out, (tmp_path / "log").open("w") as log:
             process = subprocess.Popen(command, env=env, stdout=out, stderr=log)
         started.append(Kept(process, port, tmp_path))
@@ -197,3 +228,125 @@ def test_settings_that_it_cannot_work_with_are_an_error_that_up_can_read(setting
     assert code == kept.process.wait(LIMIT_S)
     assert "Traceback" not in kept.log
     assert not json.loads(kept.out)["ok"]
+
+
+def test_a_crash_is_told_with_where_its_last_words_are(keep, eventually):
+    """After a restart the log names the file that holds what the crashed engine said last."""
+    kept = keep()
+    first = kept.ask()["pid"]
+    eventually(lambda: "ready after" in kept.log)
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: "restarting at once" in kept.log)
+    crash = logbook.crash_file(paths.log_file(GENERATION))
+    assert f"restarting at once; its last lines are in {crash}" in kept.log
+    header, _, *words = logbook.unstamped(crash.read_text()).splitlines()
+    assert f"generation engine (transformers) (pid {first}) was killed by SIGKILL" == header
+    assert any("GET / HTTP/1.1" in line for line in words)
+
+
+# the conversion of its weights
+
+
+class Mini:
+    """A keeper that converts its model first."""
+
+    def __init__(self, keep: Callable[..., Kept], folder: Path) -> None:
+        self._keep, self._folder = keep, folder
+        self.cache = paths.cache_dir() / "hub"
+        self.home = convert_gguf.snapshot(self.cache, MINI_GENERATION, self.source("quick")).parent.parent
+
+    def source(self, kind: str) -> Path:
+        """A file to convert: quick, slow (it stands still half-way) or full (the disk is)."""
+        path = self._folder / f"{kind}.gguf"
+        path.write_bytes(b"GGUF")
+        return path
+
+    def keep(self, kind: str) -> Kept:
+        """Start it."""
+        arguments = ("-c", MINI_KEEPER, str(self.source(kind)), CONVERTER)
+        return self._keep(*arguments, QMD_REMOTE_GENERATION_MODEL=MINI_GENERATION)
+
+    def is_half_made(self) -> bool:
+        """Whether a conversion is at work, or left something."""
+        return any(self.home.glob("partial-*/model/model.safetensors"))
+
+    def is_there(self, kind: str) -> bool:
+        """Whether the model would be taken for converted."""
+        return convert_gguf.is_converted(self.cache, MINI_GENERATION, self.source(kind))
+
+
+@pytest.fixture
+def mini(keep: Callable[..., Kept], tmp_path: Path) -> Mini:
+    """A machine with a small model in a file."""
+    return Mini(keep, tmp_path)
+
+
+def converters(kept: Kept) -> list[psutil.Process]:
+    """The converting processes below a keeper."""
+    try:
+        found = psutil.Process(kept.process.pid).children()
+        return [child for child in found if any("convert_gguf" in part for part in child.cmdline())]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def test_a_model_is_converted_once_before_its_engine_starts(mini: Mini):
+    """A caller that comes during the conversion waits for the engine; the next start converts nothing."""
+    kept = mini.keep("quick")
+    assert ["serve", MINI_GENERATION] == kept.ask()["argv"][:2]
+    assert mini.is_there("quick")
+    log = logbook.unstamped(kept.log)
+    assert phases.CONVERSION_BEGINS in log
+    assert log.index("converting: phase: reading the weights") < log.index("generation engine (transformers) started")
+    assert 0 == kept.end(signal.SIGTERM)
+    paths.log_file(GENERATION).unlink()
+    again = mini.keep("quick")
+    again.ask()
+    assert phases.CONVERSION_BEGINS not in again.log
+
+
+def test_a_failed_conversion_ends_the_keeper_and_its_log_tells_why(mini: Mini, still_running):
+    """A full disk ends the keeper with 1; `up` reads the cause from the log, and nothing half-made is left."""
+    kept = mini.keep("full")
+    assert 1 == kept.process.wait(LIMIT_S)
+    error = diagnose.to_error("generation engine", wait.read_tail(paths.log_file(GENERATION)), "ended", "the log")
+    assert "disk.full" == error.code
+    assert "the conversion of its weights ended by itself with exit code 1" in kept.log
+    assert not mini.is_half_made()
+    assert not mini.is_there("full")
+    assert services.find(GENERATION) is None
+    assert [] == still_running()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_conversion_can_be_stopped(number: signal.Signals, mini: Mini, eventually, still_running):
+    """Asked to end while it converts, the keeper ends at once with 0 and clears away what was half-made."""
+    kept = mini.keep("slow")
+    eventually(mini.is_half_made)
+    eventually(lambda: "phase: reading the weights" in kept.log)
+    text = wait.read_tail(paths.log_file(GENERATION))
+    assert "converting its weights: reading the weights" == phases.latest(text).name
+    assert 0 == kept.end(number)
+    assert not mini.is_half_made()
+    assert not services.record_file(GENERATION).exists()
+    assert [] == still_running()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+@pytest.mark.parametrize("victim", ["keeper", "converter"])
+def test_a_killed_conversion_leaves_nothing_that_the_next_start_cannot_clear(
+    victim: str, mini: Mini, eventually, still_running
+):
+    """kill -9 of either process ends both; half a model is not taken for a whole one, and the next start is clean."""
+    kept = mini.keep("slow")
+    eventually(mini.is_half_made)
+    process = kept.process.pid if victim == "keeper" else converters(kept)[0].pid
+    os.kill(process, signal.SIGKILL)
+    assert kept.process.wait(LIMIT_S) in {1, -signal.SIGKILL}
+    eventually(lambda: still_running() == [])
+    assert services.find(GENERATION) is None
+    assert not mini.is_there("slow")
+    assert ["serve", MINI_GENERATION] == mini.keep("quick").ask()["argv"][:2]
+    assert not mini.is_half_made()
+    assert mini.is_there("quick")
+    assert {"refs", "snapshots"} == {path.name for path in mini.home.iterdir()}

@@ -82,3 +82,20 @@ def test_a_percentage_is_shown_and_its_lack_is_not():
 def test_any_log_can_be_read(log: str):
     """No text that a program may print makes reading its phases fail."""
     assert phases.latest(log) is None or phases.latest(log).name  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("INFO converting its weights, once", Phase("converting its weights")),
+        ("converting: phase: reading the tokenizer", Phase("converting its weights: reading the tokenizer")),
+        (
+            "converting: Converting and de-quantizing GGUF tensors...:  42%|####  | 114/272",
+            Phase("converting its weights: dequantising the weights", 42),
+        ),
+        ("converting: some other line", None),
+    ],
+)
+def test_steps_of_a_conversion_say_so(line: str, expected: Phase | None):
+    """What the converting process prints is told as a step of the conversion, with its percentage."""
+    assert expected == phases.of_line(line)

@@ -187,10 +187,13 @@ def test_without_the_server_the_extra_is_named(preset: str, extra: str):
         (replace(FULL, apple_gpu=True), "cpu"),
         (replace(FULL, nvidia=True), "gpu"),
         (replace(FULL, nvidia=True, apple_gpu=True), "gpu"),
+        (replace(FULL, nvidia=True, gpu_names=("NVIDIA GB10",)), "spark"),
+        (replace(FULL, nvidia=True, gpu_names=("NVIDIA GB200", "NVIDIA GB102")), "gpu"),
     ],
 )
 def test_the_preset_follows_the_machine_and_says_why(hardware: Hardware, expected: str):
-    """An NVIDIA driver means gpu, everything else cpu, and the reason can be read."""
+    """A GB10 means spark, another NVIDIA driver gpu, everything else cpu, and the reason can be read."""
     preset, why = plan.choose_preset(hardware)
     assert expected == preset
     assert why
+    assert ("GB10" in why) is (preset == "spark")

@@ -20,7 +20,6 @@ from qmd_remote.launch import plan, up
 from qmd_remote.launch.hardware import Hardware
 from qmd_remote.launch.keeper import free_port
 from qmd_remote.launch.phases import Phase
-from qmd_remote.presets import MINI_GENERATION
 from qmd_remote.services import EMBED, GENERATION
 from qmd_remote.settings import Settings
 
@@ -234,30 +233,6 @@ def test_without_a_process_the_running_engine_is_stopped(changes: dict[str, str]
     assert [action, "restarted"] == [one.action for one in started]  # the embed server passes requests on to it
     assert reason in started[0].reason
     assert [False, True] == box.answers()
-
-
-def test_a_conversion_runs_once_and_tells_its_phases(box: Box, tmp_path: Path):
-    """The first `up` converts the small model's weights and says so; the second one has them."""
-    source = tmp_path / "small.gguf"
-    source.write_bytes(b"GGUF")
-    box.hardware = replace(box.hardware, bundled={MINI_GENERATION: source})
-    box.up(generation_model=MINI_GENERATION)
-    assert any(phase.name.startswith("converting its weights") for _, phase in box.told)
-    up.bring_down()
-    box.told.clear()
-    box.up(generation_model=MINI_GENERATION)
-    assert not any(phase.name.startswith("converting its weights") for _, phase in box.told)
-
-
-def test_a_conversion_that_fails_tells_its_cause(box: Box, tmp_path: Path, still_running):
-    """A conversion into a full disk ends `up` with that cause."""
-    source = tmp_path / "full.gguf"
-    source.write_bytes(b"GGUF")
-    box.hardware = replace(box.hardware, bundled={MINI_GENERATION: source})
-    with pytest.raises(ServiceFailed) as caught:
-        box.up(generation_model=MINI_GENERATION)
-    assert "disk.full" == caught.value.code
-    nothing_left(box, still_running())
 
 
 # down

@@ -218,3 +218,24 @@ def test_only_the_end_of_a_long_log_is_read(log_file: Path):
     log_file.write_bytes("ä".encode() * 1000)
     assert "\ufffd" + "ä" * 2 == wait.read_tail(log_file, size=5)
     assert os.stat(log_file).st_size == 2000  # noqa: PTH116 - the file is left as it was
+
+
+def test_a_log_is_read_without_its_times(log_file: Path):
+    """Phases and causes are looked for in what was printed, not in the stamps before it."""
+    stamp = "2026-11-22T21:33:11.123+00:00 "
+    log_file.write_text(f'{stamp}phase: saving\n{stamp}{{"schema": 1}}\nraw\n')
+    assert 'phase: saving\n{"schema": 1}\nraw\n' == wait.read_tail(log_file)
+
+
+def test_a_log_that_was_put_aside_goes_on_to_be_progress(log_file: Path):
+    """News are told whether they come in the same file or in a shorter, new one; empty lines are none."""
+    news = wait.News(log_file)
+    assert not news.came()
+    log_file.write_text("a long line\n" * 10)
+    assert [True, False] == [news.came(), news.came()]
+    log_file.rename(log_file.with_suffix(".log.1"))
+    log_file.write_text("new\n")
+    assert [True, False] == [news.came(), news.came()]
+    with log_file.open("a") as file:
+        file.write("2026-11-22T21:33:11.123+00:00 \n")
+    assert not news.came()

@@ -20,6 +20,7 @@ import hypothesis
 import numpy as np
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from qmd_remote.errors import QmdRemoteError, Unavailable
 from qmd_remote.presets import MINI_EMBED
@@ -129,16 +130,34 @@ def _serving(app) -> Iterator[tuple[str, int]]:
 
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Callable[..., SimpleNamespace]]:
-    """`serve(engine?, **settings)` serves the app with a stand-in engine; gives `.http`, `.engine`, `.address`."""
+    """`serve(engine?, **settings)` serves the app with a stand-in engine; gives `.http`, `.engine`, `.address`.
+
+    Generation is off unless the settings say otherwise.
+    """
     with ExitStack() as stack:
 
         def start(engine: FakeEngine | None = None, **settings) -> SimpleNamespace:
             engine = engine or FakeEngine()
             stack.callback(engine.gate.set)
             stack.callback(engine.settled.set)
-            host, port = stack.enter_context(_serving(create_app(Settings(**settings), engine=engine)))
+            host, port = stack.enter_context(
+                _serving(create_app(Settings(**{"generation_engine": "off", **settings}), engine=engine))
+            )
             http = stack.enter_context(httpx.Client(base_url=f"http://{host}:{port}", timeout=30, trust_env=False))
             return SimpleNamespace(http=http, engine=engine, address=(host, port))
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def serve_app() -> Iterator[Callable[..., SimpleNamespace]]:
+    """`serve_app(app)` serves an app; gives `.http`, `.app`, `.address`."""
+    with ExitStack() as stack:
+
+        def start(app: FastAPI) -> SimpleNamespace:
+            host, port = stack.enter_context(_serving(app))
+            http = stack.enter_context(httpx.Client(base_url=f"http://{host}:{port}", timeout=120, trust_env=False))
+            return SimpleNamespace(http=http, app=app, address=(host, port))
 
         yield start
 
@@ -162,6 +181,7 @@ def mini_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "DEVICE": "cpu",
         "QMD_REMOTE_HOME": str(home),
         "QMD_REMOTE_READY_WAIT_S": "120",
+        "QMD_REMOTE_GENERATION": "off",
         "HF_HUB_OFFLINE": "1",
     }
     env = {name: value for name, value in os.environ.items() if not name.startswith("QMD_REMOTE_")} | mine

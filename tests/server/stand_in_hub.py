@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,14 +19,27 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class StandInHub:
     """What it holds and how it behaves. `refusals` maps a model to (status, X-Error-Code) for every request.
 
-    `cut_at` is the number of bytes after which the body of a file breaks off, once for each name in it;
-    `refuse_ranges` answers 500 to every attempt to resume. `asked` lists (method, path, Range).
+    Files from `large_from` bytes on are in large-file storage: their ETag is their SHA-256.
+
+    `cut_at` is the number of bytes after which the body of a file breaks off, once for each name in it; `hold_at` the
+    number after which it stays silent until `go_on` is set. `refuse_ranges` answers 500 to every attempt to resume,
+    `ignore_ranges` sends the whole file instead. Of the files in `damaged` the first byte is another one than it should
+    be. `storage` is the URL of another server to which requests for large files are redirected.
+
+    `asked` lists (method, path, Range), `keys` the Authorization of each request.
     """
 
     models: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     cut_at: dict[str, int] = field(default_factory=dict)
+    hold_at: dict[str, int] = field(default_factory=dict)
+    go_on: threading.Event = field(default_factory=threading.Event)
     refuse_ranges: bool = False
+    ignore_ranges: bool = False
+    damaged: set[str] = field(default_factory=set)
+    large_from: int = 100_000
+    storage: str = ""
+    keys: list[str] = field(default_factory=list)
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     url: str = ""
 
@@ -48,12 +61,14 @@ def serving(hub: StandInHub) -> Iterator[StandInHub]:
         state = hub
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_port}"
     try:
         yield hub
     finally:
+        hub.go_on.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -75,6 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.state.asked.append((self.command, path, self.headers.get("Range", "")))
+        self.state.keys.append(self.headers.get("Authorization", ""))
         parts = path.strip("/").split("/")
         if parts[:2] == ["api", "models"]:
             name, file = "/".join(parts[2:4]), ""
@@ -100,8 +116,16 @@ class _Handler(BaseHTTPRequestHandler):
         return json.dumps({"_id": "1", "id": name, "sha": COMMIT, "private": False, "siblings": files}).encode()
 
     def _send_file(self, file: str, content: bytes, *, with_body: bool) -> None:
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        span = self.headers.get("Range", "")
+        large = len(content) >= self.state.large_from
+        etag = hashlib.sha256(content).hexdigest() if large else hashlib.sha1(content).hexdigest()
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if large and self.state.storage:
+            linked = {"X-Linked-ETag": f'"{etag}"', "X-Linked-Size": str(len(content))}
+            self._send(302, b"", {**headers, **linked, "Location": self.state.storage + self.path})
+            return
+        if file in self.state.damaged:
+            content = bytes([content[0] ^ 1]) + content[1:]
+        span = "" if self.state.ignore_ranges else self.headers.get("Range", "")
         start = int(span.removeprefix("bytes=").partition("-")[0]) if span else 0
         if start and self.state.refuse_ranges:
             self._send(500, b"", {})
@@ -109,14 +133,22 @@ class _Handler(BaseHTTPRequestHandler):
         if span:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         cut = self.state.cut_at.pop(file, None) if with_body else None
-        self._send(206 if span else 200, content[start:], headers, cut=cut)
+        hold = self.state.hold_at.get(file) if with_body else None
+        self._send(206 if span else 200, content[start:], headers, cut=cut, hold=hold)
 
-    def _send(self, status: int, body: bytes, headers: Mapping[str, str], *, cut: int | None = None) -> None:
+    def _send(
+        self, status: int, body: bytes, headers: Mapping[str, str], *, cut: int | None = None, hold: int | None = None
+    ) -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body[:cut])
+        with suppress(BrokenPipeError, ConnectionResetError):  # a client that was killed
+            if self.command == "GET" and hold is not None:
+                self.wfile.write(body[:hold])
+                self.state.go_on.wait()
+                body = body[hold:]
+            if self.command == "GET":
+                self.wfile.write(body[:cut])
         if cut is not None:
             self.close_connection = True

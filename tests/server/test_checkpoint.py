@@ -127,3 +127,12 @@ def test_older_weights_are_fetched_where_there_are_no_safetensors():
     """pytorch_model.bin and its shards serve where nothing better is there."""
     needed = ["config.json", "pytorch_model.bin.index.json", "pytorch_model-1.bin", "pytorch_model-2.bin"]
     assert wanted([*needed, "rust_model.ot"], []) == needed
+
+
+def test_a_language_model_is_fetched_with_all_it_needs_to_speak():
+    """Every shard and their index, the tokenizer with its template, and the generation's own configuration."""
+    needed = ["config.json", "generation_config.json", "merges.txt", "model.safetensors.index.json", "tokenizer.json"]
+    needed += ["tokenizer_config.json", "vocab.json", "chat_template.jinja"]
+    needed += ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    other = [".gitattributes", "LICENSE", "README.md", "consolidated.safetensors", "original/params.json"]
+    assert wanted([*other, *needed], []) == needed

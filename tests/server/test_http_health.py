@@ -18,6 +18,8 @@ def test_a_ready_server_tells_what_it_runs_on(serve):
     assert answer.status_code == 200
     report = answer.json()
     assert report.pop("uptime_s") >= 0
+    memory = report.pop("memory_bytes")
+    assert 0 < memory["used"] <= memory["total"]
     assert report == {
         "status": "ok",
         "models": {"embed": "fake/embedder", "rerank": "fake/reranker"},
@@ -26,6 +28,7 @@ def test_a_ready_server_tells_what_it_runs_on(serve):
         "dimension": 8,
         "dtype": "float32",
         "version": __version__,
+        "requests": {"total": 0, "running": 0, "errors": 0},
     }
 
 
@@ -142,7 +145,7 @@ def test_the_documentation_describes_requests_and_answers(serve):
     http = serve().http
     assert "swagger" in http.get("/docs").text
     paths = http.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/v1/embeddings", "/v1/rerank", "/v1/models", "/health", "/livez"}
+    assert set(paths) == {"/v1/embeddings", "/v1/rerank", "/v1/models", "/health", "/livez", "/metrics"}
     for path, fields in (
         ("/v1/embeddings", {"input", "model", "encoding_format", "dimensions", "user"}),
         ("/v1/rerank", {"query", "documents", "model", "top_n", "return_documents"}),

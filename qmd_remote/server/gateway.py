@@ -1,0 +1,330 @@
+"""The way to the generation service: its two endpoints, through this server's door and behind this server's key.
+
+Bytes are passed on as they are, in both directions. A stream that breaks off at its source breaks off here, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from types import TracebackType
+from typing import Any
+
+import httpx
+import orjson
+from fastapi import APIRouter
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from qmd_remote.errors import ApiError, ConfigError, Unavailable
+from qmd_remote.reach import is_loopback
+from qmd_remote.server import schemas
+from qmd_remote.server.body import read_body
+from qmd_remote.server.exchange import exchange_of
+from qmd_remote.server.hangup import while_connected
+from qmd_remote.settings import Settings
+
+log = logging.getLogger(__name__)
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+MODELS = "/v1/models"
+
+CONNECT_S = 5.0
+SILENCE_S = 600.0  # between two bytes: an answer that is not streamed comes all at once, after all of its computation
+UNDER_WAY = 64  # more than engines work on at once; each holds a body and two connections here
+BUSY_RETRY_S = 5
+MAX_ANSWER_BYTES = 64 * 2**20  # of one that is not streamed: it is held here until it is whole
+MODELS_S = 1.5  # clients give their whole look-up 2 s
+MODELS_KEPT_S = 5.0
+MAX_LIST_BYTES = 2**20
+
+# Lists of what passes, not of what is kept back: keys and cookies have names that nobody can foresee.
+TO_SERVICE = frozenset({b"accept", b"accept-encoding", b"content-encoding", b"content-type", b"x-request-id"})
+TO_CLIENT = frozenset(
+    {b"cache-control", b"content-encoding", b"content-type", b"retry-after", b"www-authenticate", b"x-request-id"}
+)
+STREAM = "text/event-stream"
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Gateway:
+    """Sends requests to the generation service of `settings`; an async context manager, which holds the connections.
+
+    Raises ConfigError for settings whose generation URL is none.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._url, self._auth = _place(settings.generation_at)
+        self._name = settings.generation_model if settings.generation_engine == "process" else ""
+        self._wait_s = settings.queue_wait_s
+        self._slots = asyncio.Semaphore(UNDER_WAY)
+        self._client: httpx.AsyncClient | None = None
+        self._listed: list[str] = []
+        self._fresh_until = 0.0
+        self._asking: asyncio.Task[list[str]] | None = None
+
+    async def __aenter__(self) -> Gateway:
+        """Get ready to send."""
+        self._client = httpx.AsyncClient(
+            auth=self._auth,
+            timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S, pool=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=UNDER_WAY),
+            trust_env=self._url is not None and not is_loopback(self._url.host),  # no proxy leads to this machine
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connections."""
+        if self._asking:
+            self._asking.cancel()
+        if self._client:
+            await self._client.aclose()
+
+    def facts(self) -> dict[str, str | None]:
+        """What /health shows: the state, on or off, and the model's name where it is known."""
+        if self._url is None:
+            return {"model": None, "state": "off"}
+        return {"model": self._name or next(iter(self._listed), None), "state": "on"}
+
+    async def models(self) -> list[str]:
+        """The names of the service's models, its own first; none when it is off, or does not tell within MODELS_S.
+
+        Raises nothing. What it said is remembered for MODELS_KEPT_S.
+        """
+        if self._url is None:
+            return []
+        if time.monotonic() < self._fresh_until:
+            return self._listed
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask_models())
+        return await asyncio.shield(self._asking)  # others may wait for it, too
+
+    @asynccontextmanager
+    async def asked(self, path: str, headers: Headers, body: bytes) -> AsyncIterator[httpx.Response]:
+        """The service's answer to a POST, its body unread. Leaving the block ends the request, wherever it stands.
+
+        Raises ApiError: 503 when generation is off or too many requests are under way, 502 when the service cannot be
+        reached, 504 when it says nothing for SILENCE_S.
+        """
+        async with self._slot(), self._exchange("POST", path, headers, body) as answer:
+            if answer.is_redirect:
+                raise _problem(
+                    502,
+                    "generation_unreachable",
+                    "the generation service is at another address: QMD_REMOTE_GENERATION_URL must name that one",
+                )
+            yield answer
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._slots.acquire()
+        except TimeoutError:
+            message = f"{UNDER_WAY} generation requests are under way: send this one again later"
+            raise Unavailable(message, code="generation_busy", retry_after=BUSY_RETRY_S) from None
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    @asynccontextmanager
+    async def _exchange(
+        self, method: str, path: str, headers: Headers, body: bytes = b""
+    ) -> AsyncIterator[httpx.Response]:
+        if self._url is None:
+            raise _problem(
+                503,
+                "generation_off",
+                "generation is off on this server: on its machine, `qmd-remote up --generation process` starts it, and "
+                "`qmd-remote up --generation external --generation-url URL` uses one that runs elsewhere",
+            )
+        assert self._client is not None, "the gateway is used outside of its context"
+        # made by hand: the client would add headers of its own, and an answer would be compressed for it
+        url = self._url.copy_with(raw_path=_under(self._url, path))
+        request = httpx.Request(method, url, headers=headers, content=body)
+        with _explained():
+            answer = await self._client.send(request, stream=True)
+        try:
+            yield answer
+        finally:
+            await answer.aclose()
+
+    async def _ask_models(self) -> list[str]:
+        try:
+            async with asyncio.timeout(MODELS_S), self._exchange("GET", MODELS, []) as answer:
+                content = await _whole(answer, MAX_LIST_BYTES)
+            names = _names(content) if answer.is_success else []
+        except (ApiError, TimeoutError, ValueError):
+            return []
+        # an engine may list every model of its cache; the first is the one that clients take
+        self._listed = sorted(names, key=lambda name: name != self._name)
+        self._fresh_until = time.monotonic() + MODELS_KEPT_S if names else 0.0
+        return self._listed
+
+
+class PassedOn(Response):
+    """The generation service's answer to one request. The service is asked when this is sent."""
+
+    def __init__(self, gateway: Gateway, path: str, headers: Headers, body: bytes) -> None:
+        super().__init__()
+        self._gateway = gateway
+        self._asked = (path, headers, body)
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ask and answer, for as long as the client is there. Raises ApiError before the answer's first byte only."""
+        try:
+            await while_connected(Request(scope, receive), self._relay(scope, receive, send))
+        except ClientDisconnect:
+            if not self._started:
+                raise
+
+    async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._gateway.asked(*self._asked) as answer:
+            headers = _chosen(answer.headers.raw, TO_CLIENT)
+            if answer.headers.get("content-type", "").startswith(STREAM):
+                await self._stream(answer, headers, scope, send)
+                return
+            whole = Response(await _whole(answer, MAX_ANSWER_BYTES), answer.status_code)
+        whole.raw_headers += headers
+        self._started = True
+        await whole(scope, receive, send)
+
+    async def _stream(self, answer: httpx.Response, headers: Headers, scope: Scope, send: Send) -> None:
+        self._started = True
+        await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
+        try:
+            async for chunk in answer.aiter_raw():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except httpx.HTTPError as error:
+            log.warning("the generation service broke off in mid-stream: %s", type(error).__name__)
+            exchange_of(scope).error = "generation_failed"
+            return  # without the last message the server cuts the connection: nobody takes this for a whole answer
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _place(url: str) -> tuple[httpx.URL | None, httpx.Auth | None]:
+    """The service's URL without its credentials, which would come into logs, and those; None for an empty text."""
+    if not url:
+        return None, None
+    try:
+        found = httpx.URL(url)
+    except httpx.InvalidURL:
+        found = httpx.URL("")
+    if found.scheme not in {"http", "https"} or not found.host:
+        raise ConfigError(
+            "the generation service's URL is none",
+            hint="set QMD_REMOTE_GENERATION_URL to one like http://HOST:8000",
+            code="generation_url.invalid",
+        )
+    auth = httpx.BasicAuth(found.username, found.password) if found.userinfo else None
+    return found.copy_with(userinfo=b"", query=None, fragment=None), auth
+
+
+def _under(base: httpx.URL, path: str) -> bytes:
+    """`path` below the base's own path; a base that ends in /v1, as other clients want theirs, means the same."""
+    return base.raw_path.rstrip(b"/").removesuffix(b"/v1") + path.encode()
+
+
+def _chosen(headers: Iterable[tuple[bytes, bytes]], names: frozenset[bytes]) -> Headers:
+    return [(name.lower(), value) for name, value in headers if name.lower() in names]
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Failures on the way to the service and back, as what the client is told: no address, and what to do."""
+    see = "on its machine, see `qmd-remote status` and `qmd-remote logs generation`"
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError):
+        message = f"the generation service cannot be reached: {see}"
+        raise _problem(502, "generation_unreachable", message) from None
+    except httpx.TimeoutException:
+        message = f"the generation service said nothing for {SILENCE_S:.0f} s: ask for fewer tokens, or {see}"
+        raise _problem(504, "generation_timeout", message) from None
+    except httpx.HTTPError:
+        message = f"the generation service broke off before its answer was whole: send this again, or {see}"
+        raise _problem(502, "generation_failed", message) from None
+
+
+def _problem(status: int, code: str, message: str) -> ApiError:
+    problem = ApiError(message, code=code)
+    problem.status = status
+    problem.type = Unavailable.type if status == Unavailable.status else ApiError.type
+    return problem
+
+
+async def _whole(answer: httpx.Response, limit: int) -> bytes:
+    """The answer's body as it was sent, at most `limit` bytes. Raises ApiError."""
+    content = bytearray()
+    with _explained():
+        async for chunk in answer.aiter_raw():
+            content += chunk
+            if len(content) > limit:
+                message = f"the generation service's answer is larger than {limit >> 20} MiB: ask for fewer tokens"
+                raise _problem(502, "generation_failed", message)
+    return bytes(content)
+
+
+def _names(content: bytes) -> list[str]:
+    """The ids in a list of models. Raises ValueError for what is no JSON."""
+    said = orjson.loads(content)
+    data = said.get("data") if isinstance(said, dict) else None
+    found = [item.get("id") for item in data if isinstance(item, dict)] if isinstance(data, list) else []
+    return [name for name in found if isinstance(name, str) and name]
+
+
+router = APIRouter()
+
+_ERRORS = {
+    401: "no key, or a wrong one",
+    413: "the body is too large",
+    502: "the generation service cannot be reached, or broke off",
+    503: "generation is off, or busy",
+    504: "the generation service said nothing",
+}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The generation service's answer.", "content": {"application/json": {}, STREAM: {}}},
+    **{status: {"model": schemas.ErrorResponse, "description": about} for status, about in _ERRORS.items()},
+}
+
+
+def _takes(example: dict[str, Any]) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"type": "object", "examples": [example]}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+@router.post(
+    CHAT,
+    summary="Chat, by the generation service",
+    responses=_RESPONSES,
+    openapi_extra=_takes({"model": "MODEL", "messages": [{"role": "user", "content": "Tea or coffee?"}]}),
+)
+async def chat(request: Request) -> Response:
+    """Passed on unchanged, as is the answer, streamed or not; `model` is a name that /v1/models lists."""
+    return await _pass_on(request, CHAT)
+
+
+@router.post(
+    COMPLETIONS,
+    summary="Complete a text, by the generation service",
+    responses=_RESPONSES,
+    openapi_extra=_takes({"model": "MODEL", "prompt": "Notes about", "max_tokens": 16}),
+)
+async def completions(request: Request) -> Response:
+    """Passed on unchanged, as is the answer, streamed or not; `model` is a name that /v1/models lists."""
+    return await _pass_on(request, COMPLETIONS)
+
+
+async def _pass_on(request: Request, path: str) -> Response:
+    body = await read_body(request, request.app.state.settings.max_body_mb)
+    return PassedOn(request.app.state.gateway, path, _chosen(request.headers.raw, TO_SERVICE), body)

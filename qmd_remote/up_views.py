@@ -1,0 +1,118 @@
+"""What `up` says: its plan, what it did, and what to do next. Values in, lines and rich renderables out."""
+
+from __future__ import annotations
+
+import shlex
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from qmd_remote import paths
+from qmd_remote.launch.plan import Plan
+from qmd_remote.launch.status import ServiceStatus
+from qmd_remote.launch.up import TITLES, Started
+from qmd_remote.presets import PRESETS
+from qmd_remote.reach import is_loopback
+from qmd_remote.settings import Settings
+from qmd_remote.views import styled, table
+
+
+def plan_lines(settings: Settings, plan: Plan, why: str) -> list[str]:
+    """What `up` is about to do, a line each."""
+    generation = plan.generation
+    how = {
+        "process": f"{generation.model} by `{generation.program} serve` on {generation.url}",
+        "external": f"{generation.model} at {generation.url}",
+        "off": f"off, since {generation.reason}",
+    }[generation.engine]
+    return [
+        f"preset {plan.preset}" + (f", since {why}" if why else "") + f": {PRESETS[plan.preset].summary}",
+        f"  embed       {settings.embed_model}",
+        f"  rerank      {settings.rerank_model}",
+        f"  device      {settings.device}",
+        f"  listen on   {_bracketed(settings.host)}:{settings.port}" + ("" if settings.key else ", without a key"),
+        f"  generation  {how}",
+    ]
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def started_lines(started: Sequence[Started]) -> list[str]:
+    """What `up` did about each service that it looks after."""
+    words = {
+        "already running": "already running",
+        "started": "started in {seconds} s",
+        "restarted": "restarted in {seconds} s, since {changed}",
+    }
+    return [
+        escape(
+            f"{TITLES[one.service]}: " + words[one.action].format(seconds=one.seconds, changed=", ".join(one.changed))
+        )
+        for one in started
+        if one.action in words
+    ]
+
+
+def started_table(started: Sequence[Started], statuses: Sequence[ServiceStatus]) -> Table:
+    """What `up` did, with what runs now."""
+    now = {status.service: status for status in statuses}
+    rows = table("service", "state", "model", "endpoint", "device")
+    for one in started:
+        status = now[one.service]
+        state = styled(status.state if one.pid else one.action)
+        model = status.model or one.model or "–"
+        rows.add_row(one.service, state, escape(model), status.url or one.url or "–", status.device or "–")
+    return rows
+
+
+KEY_VARIABLE = "QMD_REMOTE_API_KEY"
+EVERYWHERE = {"0.0.0.0", "::", "[::]"}  # noqa: S104 - compared, not bound
+
+
+def next_steps(settings: Settings, plan: Plan) -> list[str]:
+    """The exact commands to type after `up`, here and on the machine that shall use these services."""
+    steps = [
+        ("qmd-remote test", "send both services exactly what QMD sends"),
+        ("qmd-remote config write", "tell QMD on this machine about them"),
+        ("qmd-remote status", "what runs"),
+        ("qmd-remote down", "stop it"),
+    ]
+    lines = ["", "next:", *_aligned(steps)]
+    if not is_loopback(settings.host):
+        lines += ["", "on the workstation:", *_aligned(_hand_over(settings))]
+    if plan.generation.engine == "off":
+        lines.append(f"generation: {plan.generation.hint or plan.generation.reason}")
+    return lines
+
+
+def _hand_over(settings: Settings) -> list[tuple[str, str]]:
+    """How another machine gets the key, and what to type there."""
+    host = socket.gethostname() if settings.host in EVERYWHERE else settings.host
+    url = f"http{'s' if settings.tls_cert else ''}://{_bracketed(host)}:{settings.port}"
+    steps, with_key = [], ""
+    if settings.key:
+        with_key = f" --api-key-env {KEY_VARIABLE}"
+        steps.append((f"export {KEY_VARIABLE}={_how_to_read_the_key(settings, host)}", "the key, for QMD too"))
+    return [
+        *steps,
+        (f"qmd-remote config write --url {url}{with_key}", "tell QMD there about this box"),
+        ("qmd-remote test", "send what QMD sends"),
+    ]
+
+
+def _how_to_read_the_key(settings: Settings, host: str) -> str:
+    if settings.api_key:
+        return "…"  # it came from a variable here, and only its owner knows how it got there
+    ours = Path(settings.api_key_file) == paths.key_file()
+    command = "qmd-remote key show" if ours else f"cat {shlex.quote(settings.api_key_file)}"
+    return f'"$(ssh {host} {command})"'
+
+
+def _aligned(steps: Sequence[tuple[str, str]]) -> list[str]:
+    width = max(len(command) for command, _ in steps)
+    return [f"  {command:<{width}}  {meaning}" for command, meaning in steps]
