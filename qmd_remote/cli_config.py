@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +49,7 @@ def write(
       qmd-remote config write --embed-url http://spark:8001 --generation-url http://spark:8000 --api-key-env SPARK_KEY
       qmd-remote config write --index work --dry-run
     """
-    out = Output("config write", as_json=as_json, quiet=quiet, again=_again(file, index))
+    out = Output("config write", as_json=as_json, quiet=quiet, again=options.again(file, index))
 
     def body() -> int:
         from qmd_remote.client import qmd_config
@@ -89,7 +88,7 @@ def remove(
       qmd-remote config remove --diff
       qmd-remote config remove --index work --dry-run
     """
-    out = Output("config remove", as_json=as_json, quiet=quiet, again=_again(file, index))
+    out = Output("config remove", as_json=as_json, quiet=quiet, again=options.again(file, index))
 
     def body() -> int:
         from qmd_remote.client import qmd_config
@@ -100,13 +99,6 @@ def remove(
         return _told(out, change, diff=diff, dry_run=dry_run)
 
     run(out, body)
-
-
-def _again(file: Path | None, index: str) -> str:
-    """The options that name the same file again, for hints."""
-    if file is not None:
-        return f"--file {shlex.quote(str(file))}"
-    return "" if index == "index" else f"--index {shlex.quote(index)}"
 
 
 def _told(out: Output, change: Change, *, diff: bool, dry_run: bool) -> int:
@@ -151,7 +143,7 @@ def check(
       qmd-remote config check
       qmd-remote config check --index work --offline
     """
-    out = Output("config check", as_json=as_json, quiet=quiet, again=_again(file, index))
+    out = Output("config check", as_json=as_json, quiet=quiet, again=options.again(file, index))
 
     def body() -> int:
         from qmd_remote import config_flow
@@ -176,7 +168,7 @@ def edit(
     Example:
       EDITOR=nano qmd-remote config edit
     """
-    out = Output("config edit", as_json=as_json, quiet=quiet, again=_again(file, index))
+    out = Output("config edit", as_json=as_json, quiet=quiet, again=options.again(file, index))
 
     def body() -> int:
         from qmd_remote import config_flow
@@ -195,7 +187,7 @@ def show(index: options.Index = "index", file: options.File = None, as_json: opt
     Example:
       qmd-remote config show
     """
-    out = Output("config show", as_json=as_json, again=_again(file, index))
+    out = Output("config show", as_json=as_json, again=options.again(file, index))
 
     def body() -> int:
         from qmd_remote.client import qmd_config

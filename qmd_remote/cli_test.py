@@ -20,6 +20,7 @@ def test(
     file: options.File = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Send both services exactly what QMD sends, judge the answers as QMD does, and say what to fix.
 
@@ -31,7 +32,7 @@ def test(
       qmd-remote test --url http://127.0.0.1:8001
       qmd-remote test --embed-url http://spark:8001 --generation-url http://spark:8000 --api-key-env SPARK_KEY
     """
-    out = Output("test", as_json=as_json, quiet=quiet)
+    out = Output("test", as_json=as_json, quiet=quiet, verbose=verbose, again=options.again(file, index))
 
     def body() -> int:
         from qmd_remote import commands, paths

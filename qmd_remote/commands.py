@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from qmd_remote import keys, local, services, views
 from qmd_remote.client import checks, qmd_config
 from qmd_remote.client.causes import shown
-from qmd_remote.client.checks import Report, Target
+from qmd_remote.client.checks import CheckResult, Report, Target
 from qmd_remote.client.remote_block import require_variable
 from qmd_remote.errors import ConfigError, NotRunning, ServiceFailed, UsageError
 from qmd_remote.local import Local
@@ -26,8 +26,14 @@ def test(out: Output, target: Target) -> int:
     """Run every check against a target and show a row each."""
     urls = [url and shown(url) for url in (target.embed_url, target.generation_url)]
     out.note(f"embed server {urls[0] or 'none'} · generation {urls[1] or 'none'}")
+
+    def told(row: CheckResult) -> None:
+        out.phase(f"checked: {row.name}")
+        latency = "" if row.latency_ms is None else f" after {row.latency_ms:,.0f} ms"
+        out.detail(f"  {row.endpoint}: sent {row.sent}{latency}: {row.received}")
+
     with out.progress("checking"):
-        report = checks.run_checks(target, on_result=lambda row: out.phase(f"checked: {row.name}"))
+        report = checks.run_checks(target, on_result=told)
     out.show(views.report_table(report))
     data = {"target": _shown(target), "checks": [asdict(row) for row in report.rows], "total_s": report.total_s}
     if not report.failed:

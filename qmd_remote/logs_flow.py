@@ -11,7 +11,7 @@ from qmd_remote.output import Output
 def logs(out: Output, service: str | None, lines: int | None, since: str | None, *, follow: bool, stamps: bool) -> int:
     """Show the wanted end of the logs, and with `follow` what is added until Ctrl-C. In JSON lines have their times."""
     if follow and out.as_json:
-        raise UsageError("--follow never ends, and --json answers once", hint="leave one of them out")
+        raise UsageError("--follow never ends, and --json answers once", hint="qmd-remote logs --json")
     wanted = launch_logs.part(lines, since)
     files = launch_logs.places(service) if follow else launch_logs.files(service)
     if out.as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,13 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON envelope on stdout,
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more: the services' logs, what is sent, timings.")]
+
+
+def again(file: Path | None, index: str) -> str:
+    """The options that name the same file again, for hints."""
+    if file is not None:
+        return f"--file {shlex.quote(str(file))}"
+    return "" if index == "index" else f"--index {shlex.quote(index)}"
 
 
 def complete_service(incomplete: str) -> list[str]:

@@ -25,7 +25,7 @@ def shell_lines(text: str) -> list[str]:
 def find(words: list[str]):
     """The command that `qmd-remote WORDS` runs, and the words left for its options."""
     command = typer.main.get_command(app)
-    while words and getattr(command, "commands", None):
+    while words and not words[0].startswith("-") and getattr(command, "commands", None):
         assert words[0] in command.commands, f"no command {words[0]}"
         command, words = command.commands[words[0]], words[1:]
     return command, words

@@ -96,7 +96,20 @@ def hosts(tmp_path_factory: pytest.TempPathFactory, converted: Path) -> Iterator
         except subprocess.CalledProcessError as error:
             pytest.skip(f"network namespaces cannot be made here: {error.stderr.strip()}")
         ip("netns", "add", workstation.name)
-        ip("link", "add", cables[0], "netns", box.name, "type", "veth", "peer", "name", cables[1], "netns", workstation.name)
+        ip(
+            "link",
+            "add",
+            cables[0],
+            "netns",
+            box.name,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            cables[1],
+            "netns",
+            workstation.name,
+        )
         for host, cable, address in ((box, cables[0], BOX), (workstation, cables[1], WORKSTATION)):
             ip("-n", host.name, "addr", "add", f"{address}/24", "dev", cable)
             ip("-n", host.name, "link", "set", cable, "up")

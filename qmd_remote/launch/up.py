@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from qmd_remote.settings import Settings
 from qmd_remote.supervision import end_with_parent, listen, python_module
 
 STOP_MARGIN_S = 30.0  # beyond the time that running requests get: for the supervisor and for what it supervises
+REGISTERED_S = 60.0  # a supervisor needs less than a second where nothing else is going on
 TITLES = {EMBED: "embed server", GENERATION: "generation engine"}
 NOTHING = ("already running", "external", "off")  # what is done about a service for which nothing is to be done
 
@@ -59,14 +61,19 @@ class Adopted:
 
 def absolute(settings: Settings) -> Settings:
     """The settings with local folders and files as absolute paths, since services run in a folder of their own."""
-    names = ("embed_model", "rerank_model", "generation_model", "api_key_file", "tls_cert", "tls_key")
+    names = ("embed_model", "rerank_model", "generation_model", "api_key_file")
     changes: dict[str, Any] = {name: _absolute(getattr(settings, name)) for name in names}
+    # a renewed certificate is put behind the same link
+    changes |= {name: _absolute(getattr(settings, name), follow=False) for name in ("tls_cert", "tls_key")}
     changes["trust_remote_code"] = tuple(_absolute(name) for name in settings.trust_remote_code)
     return dataclasses.replace(settings, **changes)
 
 
-def _absolute(name: str) -> str:
-    return str(Path(name).expanduser().resolve()) if name and Path(name).expanduser().exists() else name
+def _absolute(name: str, *, follow: bool = True) -> str:
+    path = Path(name).expanduser()
+    if not name or not path.exists():
+        return name
+    return str(path.resolve() if follow else path.absolute())
 
 
 class Launch:
@@ -162,6 +169,7 @@ class Launch:
         process = self._spawn(service)
         url = f"http://127.0.0.1:{self.settings.generation_port}" if service == GENERATION else self.settings.url
         if not self.waits:
+            self._wait_registered(service, process)
             model = self.settings.generation_model if service == GENERATION else self.settings.embed_model
             return Started(service, "starting", url, model, process.pid, changed=changed)
         seconds = self._wait(url, process, service)
@@ -171,6 +179,17 @@ class Launch:
                 TITLES[service], wait.read_tail(paths.log_file(service)), "ended", f"qmd-remote logs {service}"
             )
         return _started(record, action, seconds, changed)
+
+    def _wait_registered(self, service: str, process: psutil.Popen) -> None:
+        """Wait until the supervisor lives on without us, and can be found. Raises ServiceFailed when it ends before."""
+        until = time.monotonic() + REGISTERED_S
+        while (record := services.find(service)) is None or record.pid != process.pid:
+            code = process.poll()
+            if code is not None or time.monotonic() > until:
+                how = f"did not come up within {REGISTERED_S:.0f} s" if code is None else f"ended with exit code {code}"
+                log = wait.read_tail(paths.log_file(service))
+                raise diagnose.to_error(TITLES[service], log, how, f"qmd-remote logs {service}")
+            time.sleep(wait.POLL_S)
 
     def _require_free_port(self, service: str) -> None:
         """Raise PrerequisiteError when somebody else listens where the service should: its answers are not ours."""

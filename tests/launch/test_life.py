@@ -192,15 +192,16 @@ def test_no_wait_returns_while_the_services_start(box: Box, eventually: Callable
     assert [one["pid"] for one in envelope["data"]["services"]] == pids()
 
 
-def test_status_tells_why_a_start_that_nobody_waited_for_failed(box: Box, eventually: Callable[..., None]):
+@pytest.mark.parametrize("words", [("up",), ("up", "--no-wait")])
+def test_status_tells_why_a_start_failed(words: tuple[str, ...], box: Box):
     """A service that could not start is failed with its cause, until `down` or the next start."""
-    box.run("up", "--no-wait", EMBED_MODEL="acme/broken")
+    assert 4 == box.run(*words, EMBED_MODEL="acme/broken")[0]
 
     def told() -> dict[str, Any]:
         found = box.run("status")[1]["data"]["services"]
         return next(one for one in found if one["service"] == EMBED)
 
-    eventually(lambda: told()["state"] == "failed", within_s=40)
+    assert "failed" == told()["state"]
     assert "there is no model acme/broken" in told()["detail"]
     box.run("down")
     assert "not running" == told()["state"]

@@ -36,7 +36,9 @@ def real(serve_app, tmp_path_factory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("models")
     embedder = tiny.save_encoder(folder / "embedder", "bert")
     reranker = tiny.save_cross_encoder(folder / "reranker", "bert")
-    settings = Settings(embed_model=str(embedder), rerank_model=str(reranker), device="cpu", ready_wait_s=120)
+    settings = Settings(
+        embed_model=str(embedder), rerank_model=str(reranker), device="cpu", ready_wait_s=120, generation_engine="off"
+    )
     server = serve_app(create_app(settings))
     assert server.http.post("/v1/embeddings", json={"input": "warm"}).status_code == 200
     server.engine = server.app.state.engine
@@ -286,7 +288,9 @@ def test_unknown_paths_and_methods_make_no_labels(serve):
 def test_no_text_key_or_model_path_is_in_the_metrics(serve_app, tmp_path):
     """A marker in a text, a key, a path, a query string, a header or a model's folder is nowhere in the answer."""
     folder = tiny.save_encoder(tmp_path / "marker-folder", "bert")
-    settings = Settings(embed_model=str(folder), rerank_model=str(folder), device="cpu", api_key="marker-key")
+    settings = Settings(
+        embed_model=str(folder), rerank_model=str(folder), device="cpu", api_key="marker-key", generation_engine="off"
+    )
     server = serve_app(create_app(settings))
     key = {"Authorization": "Bearer marker-key"}
     body = {"query": "marker-query", "documents": ["marker-document"], "model": "marker-model"}
