@@ -12,7 +12,7 @@ from qmd_remote import options
 from qmd_remote.cli_life import settings_from
 from qmd_remote.cli_run import new_app, run
 from qmd_remote.errors import Interrupted, QmdRemoteError, UsageError
-from qmd_remote.output import Output
+from qmd_remote.output import Output, as_typed
 
 if TYPE_CHECKING:
     from qmd_remote.catalogue import Model
@@ -51,7 +51,8 @@ def models(
         chosen = [_known(name)] if name else list(catalogue.CATALOGUE.values())
         found = [pull_flow.here(model.id) for model in chosen]
         if name:
-            out.show(views_models.model_details(chosen[0], *found[0], _commands(chosen[0])))
+            commands = [as_typed(command) for command in _commands(chosen[0])]
+            out.show(views_models.model_details(chosen[0], *found[0], commands))
         else:
             out.show(views_models.models_tables(chosen, [state for state, _ in found]))
             out.note("one in detail: qmd-remote models NAME; any other hub id or local folder works too:")

@@ -59,7 +59,7 @@ class RestartPolicy:
 class Child:
     """What to run. `ready` asks whether it serves; `argv` must not hold secrets, `env` may.
 
-    `prefix` stands before each of its lines in a logbook.
+    `prefix` stands before each of its lines in a logbook. For a child that is `finite`, an end with 0 is no crash.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Child:
     cwd: Path | None = None
     grace_s: float = 30.0
     prefix: bytes = b""
+    finite: bool = False
 
 
 class Supervisor:
@@ -158,7 +159,7 @@ class Supervisor:
         code = await self._until_its_end(process)
         if intake and self.book:
             await intake.finish()
-            if not self.stopping.is_set():
+            if not (self.stopping.is_set() or (self.child.finite and code == 0)):
                 how = f"{self.child.name} (pid {process.pid}) {how_it_ended(code)}"
                 self._last_words = self.book.keep_crash(how, intake.recent)
         return code

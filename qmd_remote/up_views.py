@@ -95,7 +95,7 @@ def _hand_over(settings: Settings) -> list[tuple[str, str]]:
     host = socket.gethostname() if settings.host in EVERYWHERE else settings.host
     url = f"http{'s' if settings.tls_cert else ''}://{_bracketed(host)}:{settings.port}"
     steps, with_key = [], ""
-    if settings.key:
+    if settings.api_key or settings.api_key_file:
         with_key = f" --api-key-env {KEY_VARIABLE}"
         steps.append((f"export {KEY_VARIABLE}={_how_to_read_the_key(settings, host)}", "the key, for QMD too"))
     return [
@@ -110,6 +110,8 @@ def _how_to_read_the_key(settings: Settings, host: str) -> str:
         return "…"  # it came from a variable here, and only its owner knows how it got there
     ours = Path(settings.api_key_file) == paths.key_file()
     command = "qmd-remote key show" if ours else f"cat {shlex.quote(settings.api_key_file)}"
+    if "'" in command:
+        command = shlex.quote(command)  # two shells read it
     return f'"$(ssh {host} {command})"'
 
 

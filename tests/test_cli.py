@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from qmd_remote import __version__, cli, cli_life, cli_run, commands
+from qmd_remote import __version__, cli, cli_life, cli_run, up_flow
 from qmd_remote.errors import NotRunning
 from qmd_remote.output import Output
 from qmd_remote.server import supervisor
@@ -43,11 +43,11 @@ def upped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Settings, str]]:
     """Nothing is started: what `up` would have started with, and why its preset was chosen, is noted."""
     noted: list[tuple[Settings, str]] = []
 
-    def note(out: Output, wanted: Settings, why: str) -> int:
+    def note(out: Output, wanted: Settings, why: str, how: object) -> int:
         noted.append((wanted, why))
         return out.finish({})
 
-    monkeypatch.setattr(commands, "up", note)
+    monkeypatch.setattr(up_flow, "up", note)
     return noted
 
 
@@ -112,7 +112,6 @@ def test_a_command_line_that_cannot_be_read_is_one_envelope(
         ("up --generation sometimes", 2, "sometimes"),
         ("up --port 70000", 2, "70000"),
         ("up --max-batch-size 0", 2, "at least 1"),
-        ("up --host 0.0.0.0", 4, "no API key"),
         ("up --api-key-file /nope", 4, "/nope"),
         ("up --generation-port 8001", 4, "8001"),
         ("up --device banana", 4, "banana"),

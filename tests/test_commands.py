@@ -1,23 +1,17 @@
-"""What `test` tests, with which key, and what `up` says before and after."""
+"""What `test` tests, and with which key."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qmd_remote import commands, views
+from qmd_remote import commands
 from qmd_remote.client.checks import Target
 from qmd_remote.errors import ConfigError, NotRunning, UsageError
-from qmd_remote.launch import plan
-from qmd_remote.launch import up as launch_up
-from qmd_remote.launch.plan import GenerationPlan, Plan
 from qmd_remote.output import Output
 from qmd_remote.reach import require_safe_bind
 from qmd_remote.services import EMBED, GENERATION
@@ -25,8 +19,6 @@ from qmd_remote.settings import Settings
 
 Run = Callable[..., Any]
 LOCAL, OTHER = "http://127.0.0.1:7001", "http://127.0.0.1:7000"
-ON = Plan("mini", GenerationPlan("process", "http://127.0.0.1:8000", "some/model", "transformers"))
-OFF = Plan("mini", GenerationPlan("off", reason="it is missing", hint="pip install it"))
 
 
 @pytest.fixture
@@ -228,95 +220,3 @@ def test_strangers_are_served_only_with_a_key_or_on_demand(host: str):
     assert caught.value.exit_code == 4
     require_safe_bind(Settings(host=host, insecure_no_auth=True))
     require_safe_bind(Settings(host=host, api_key="k"))
-
-
-def test_the_plan_of_an_ipv6_address():
-    """An IPv6 address stands in brackets before its port, once."""
-    for host in ("::1", "[::1]"):
-        lines = views.plan_lines(Settings(host=host), ON, "")
-        assert "  listen on   [::1]:8001, without a key" in lines
-
-
-def test_the_plan_says_why_and_how():
-    """The preset with its reason, and generation with its program, or why it is off."""
-    lines = views.plan_lines(Settings(api_key="k"), ON, "no GPU was found")
-    assert lines[0].startswith("preset mini, since no GPU was found: ")
-    assert "  listen on   127.0.0.1:8001" in lines
-    assert "  generation  some/model by `transformers serve` on http://127.0.0.1:8000" in lines
-    assert "  generation  off, since it is missing" in views.plan_lines(Settings(), OFF, "")
-
-
-@pytest.fixture
-def upped(cli_home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[int, dict[str, Any]]]:
-    """What `up` makes of services that are at a URL already: nothing is started. Returns exit code and envelope."""
-
-    def call(url: str) -> tuple[int, dict[str, Any]]:
-        port = int(url.rpartition(":")[2])
-        wanted = Settings(preset="mini", port=port, generation_engine="external", generation_url=f"{url}/v1/")
-        monkeypatch.setattr(
-            plan,
-            "make",
-            lambda wanted, *_: Plan("mini", GenerationPlan("external", wanted.generation_url, "some/model")),
-        )
-        started = tuple(launch_up.Started(name, "already running", url=url) for name in (GENERATION, EMBED))
-        monkeypatch.setattr(launch_up, "bring_up", lambda *_: started)
-        written = io.StringIO()
-        with contextlib.redirect_stdout(written):
-            code = commands.up(Output("up", as_json=True), wanted, "")
-        return code, json.loads(written.getvalue())
-
-    return call
-
-
-def test_up_ends_with_checks_of_what_it_brought_up(upped: Run, stand_in: Run):
-    """Services that answer as QMD needs it are exit code 0; the external URL is asked without its /v1."""
-    code, said = upped(stand_in().url)
-    assert (0, [], "mini") == (code, said["warnings"], said["data"]["preset"])
-    assert ["already running"] * 2 == [one["action"] for one in said["data"]["services"]]
-    assert {"ok", "skip"} >= {row["status"] for row in said["data"]["checks"]}
-
-
-def test_up_fails_when_what_runs_is_no_good(upped: Run, nobody: str):
-    """Services that do not answer the checks are exit code 1, with the rows, and each failure as a warning."""
-    code, said = upped(nobody)
-    assert (1, "check.failed") == (code, said["error"]["code"])
-    assert "refused" in said["error"]["message"]
-    assert said["warnings"] and said["data"]["checks"]
-
-
-def commands_of(lines: list[str]) -> list[list[str]]:
-    """The commands among the next steps, as a shell splits them."""
-    return [shlex.split(line.strip().split("   ")[0].split("  ")[0]) for line in lines if line.startswith("  qmd")]
-
-
-def test_next_steps_on_loopback():
-    """Test, tell QMD, look, stop; nothing about other machines, no key."""
-    steps = commands_of(views.next_steps(Settings(), ON))
-    assert ["test", "config write", "status", "down"] == [" ".join(step[1:]) for step in steps]
-
-
-def test_next_steps_name_a_key_file_that_only_this_command_knows():
-    """A key from a file has to be named again; one in the environment is found there."""
-    assert ["qmd-remote", "test", "--api-key-file", "/k"] in commands_of(
-        views.next_steps(Settings(api_key_file="/k"), ON)
-    )
-    assert ["qmd-remote", "test"] in commands_of(views.next_steps(Settings(api_key="k"), ON))
-
-
-def test_next_steps_can_be_typed_when_the_key_file_has_a_space():
-    """The exact command means quoting."""
-    steps = commands_of(views.next_steps(Settings(api_key_file="/my keys/k"), ON))
-    assert ["qmd-remote", "test", "--api-key-file", "/my keys/k"] in steps
-
-
-def test_next_steps_for_other_machines(cli_home: Path):
-    """An address other than loopback gets a command for the other machine, with the key's variable if there is one."""
-    command = ["qmd-remote", "test", "--embed-url", "http://THIS-HOST:8001"]
-    assert command in commands_of(views.next_steps(Settings(host="0.0.0.0", insecure_no_auth=True), ON))
-    with_key = commands_of(views.next_steps(Settings(host="0.0.0.0", api_key="k"), ON))
-    assert [*command, "--api-key-env", "QMD_REMOTE_API_KEY"] in with_key
-
-
-def test_next_steps_say_how_to_get_generation():
-    """Where generation is off, the last line is how to turn it on."""
-    assert "generation: pip install it" == views.next_steps(Settings(), OFF)[-1]

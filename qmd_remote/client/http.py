@@ -63,8 +63,8 @@ def make_client(base_url: str, key: str = "", *, limit_s: float = REQUEST_S) -> 
     """A keep-alive client for one service that sends `key`, if there is one, and follows no redirects.
 
     `limit_s` bounds each wait, CONNECT_S the one for a connection. Proxies named in the environment are not used for
-    this machine. This machine's own server is trusted by the certificate that it was started with. Raises ConfigError for
-    a key that no header can hold.
+    this machine, whose own server is trusted by the certificate that it was started with. Raises ConfigError for a key
+    that no header can hold.
     """
     require_sendable(key)
     headers = {"User-Agent": f"qmd-remote/{__version__}", "Accept": "application/json"}
@@ -80,7 +80,7 @@ def make_client(base_url: str, key: str = "", *, limit_s: float = REQUEST_S) -> 
 
 
 def _own_certificate(base_url: str) -> ssl.SSLContext | None:
-    """Trust in exactly the certificate of the server that runs here, where it is meant; no certificate names loopback."""
+    """Trust in exactly the certificate of the server that runs here, where it is meant: none names loopback."""
     parts = urlsplit(base_url)
     if parts.scheme != "https" or not is_loopback(parts.hostname or ""):
         return None

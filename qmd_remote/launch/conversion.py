@@ -34,6 +34,7 @@ async def ensure(wanted: Conversion, book: Logbook, wish: StopWish) -> int:
         ready=_never,
         grace_s=GRACE_S,
         prefix=phases.CONVERSION_PREFIX.encode(),
+        finite=True,
     )
     code = await Supervisor(child, book=book, wish=wish).run_once()
     if code == 0 and not wish.asked.is_set():

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -22,32 +23,49 @@ from qmd_remote.server.responses import error_response, json_response
 
 log = logging.getLogger(__name__)
 
-ANSWERED_S = 2.0  # for the answers of requests that were cut short
+ANSWERED_S = 1.5  # for the answers of requests that were cut short; the engine's come at once
 UNREAD_S = 5.0  # for the body of a refused request
 SETTLE_S = 0.2  # between the last accepted connection and its request
 POLL_S = 0.02
 CLOSE = (b"connection", b"close")
+STOPPING = {"status": "stopping"}
+WHAT = "the server"
 
 
 class Gate:
-    """How many requests run, and whether new ones are let in; for one event loop."""
+    """Which requests run, and whether new ones are let in; for one event loop."""
 
     def __init__(self) -> None:
-        self.running = 0
         self.closed = False
+        self.ending = False
+        self._inside: set[asyncio.Task[None]] = set()
         self._empty = asyncio.Event()
         self._empty.set()
 
-    def enter(self) -> None:
-        """A request begins."""
-        self.running += 1
-        self._empty.clear()
+    @property
+    def running(self) -> int:
+        """How many requests run."""
+        return len(self._inside)
 
-    def leave(self) -> None:
-        """A request has ended."""
-        self.running -= 1
-        if not self.running:
-            self._empty.set()
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """The calling task runs a request during the block."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._inside.add(task)
+        self._empty.clear()
+        try:
+            yield
+        finally:
+            self._inside.discard(task)
+            if not self._inside:
+                self._empty.set()
+
+    def end_all(self) -> None:
+        """Cancel the requests that run."""
+        self.ending = True
+        for task in self._inside:
+            task.cancel()
 
     async def empty(self, within_s: float) -> bool:
         """Wait until no request runs; False when some still do after `within_s` seconds."""
@@ -73,25 +91,31 @@ class Draining:
             await self.app(scope, receive, send)
             return
 
+        begun = False
+
         async def answer(message: Message) -> None:
+            nonlocal begun
+            begun = True
             if self.gate.closed and message["type"] == "http.response.start":
                 headers = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"connection"]
                 message = {**message, "headers": [*headers, CLOSE]}
             await send(message)
 
-        if self.gate.closed and scope["path"] not in OPEN_PATHS:
+        if scope["path"] in OPEN_PATHS:
+            stopping = self.gate.closed and scope["path"] == "/health"
+            await (json_response(STOPPING, 503) if stopping else self.app)(scope, receive, answer)
+            return
+        if self.gate.closed:
             await _read_to_end(scope, receive)
-            await error_response(shutting_down("the server"))(scope, receive, answer)
-        elif self.gate.closed and scope["path"] == "/health":
-            await json_response({"status": "stopping"}, 503)(scope, receive, answer)
-        elif scope["path"] in OPEN_PATHS:
-            await self.app(scope, receive, answer)
-        else:
-            self.gate.enter()
+            await error_response(shutting_down(WHAT))(scope, receive, answer)
+            return
+        with self.gate.inside():
             try:
                 await self.app(scope, receive, answer)
-            finally:
-                self.gate.leave()
+            except asyncio.CancelledError:
+                if begun or not self.gate.ending:
+                    raise
+                await error_response(shutting_down(WHAT))(scope, receive, answer)
 
 
 async def _read_to_end(scope: Scope, receive: Receive) -> None:
@@ -156,11 +180,13 @@ class DrainingServer(uvicorn.Server):
         if not await self._gate.empty(self._limit_s):
             log.warning("%d requests are cut short after %g s", self._gate.running, self._limit_s)
             self._cut()
-            await self._gate.empty(ANSWERED_S)
+            if not await self._gate.empty(ANSWERED_S):
+                self._gate.end_all()  # not with the engine: with the generation service, or still being sent
+                await self._gate.empty(ANSWERED_S)
         self.should_exit = True
 
     def _cut(self) -> None:
-        """End all work: requests get a 503 for it at once."""
+        """End all work of the engine: requests get a 503 for it at once."""
         self.cut_short = True
         # in a thread, since it waits for the batch that is being computed; the application's end calls it again
         asyncio.get_running_loop().run_in_executor(None, self._engine.close)

@@ -9,6 +9,12 @@ from qmd_remote.client.remote_block import ModelNames
 from qmd_remote.errors import ConfigError
 
 NOTHING = (ModelNames(), None)
+OURS = {
+    "embed": {"id": "one/embed", "qmd_remote_role": "embed"},
+    "rerank": {"id": "one/rerank", "qmd_remote_role": "rerank"},
+    "generate": {"id": "own/llm", "qmd_remote_role": "generate"},
+    "more": {"id": "some/other", "qmd_remote_role": "generate"},
+}
 
 
 def found(*args, **options):
@@ -39,9 +45,41 @@ def test_one_model_for_both_is_named_twice(serve):
     assert (ModelNames("one", None, "one"), False) == found(stub.url, None)
 
 
+def test_one_url_for_all_tells_each_models_role(serve):
+    """In our own server's list the generation model comes after the others, and is known by its role."""
+    stub = serve(v1_models=lambda *_: {"data": [OURS["embed"], OURS["rerank"], OURS["generate"], OURS["more"]]})
+
+    assert (ModelNames("real/embed", "own/llm", "real/rerank"), False) == found(stub.url, stub.url)
+    assert (ModelNames("real/embed", "own/llm", "real/rerank"), False) == found(serve().url, stub.url)
+
+
+def test_our_own_list_alone_tells_all_names(serve):
+    """Where /health hides the models, roles keep the generation model from being taken for a reranker."""
+    listed = [OURS["embed"], OURS["generate"]]
+    stub = serve(health=lambda *_: {"status": "ok"}, v1_models=lambda *_: {"data": listed})
+
+    assert (ModelNames("one/embed", "own/llm", "one/embed"), False) == found(stub.url, stub.url)
+
+
+def test_our_own_server_without_generation_names_no_model_for_it(serve):
+    """Its first model embeds: it is not the one to chat with."""
+    stub = serve(v1_models=lambda *_: {"data": [OURS["embed"], OURS["rerank"]]})
+
+    assert ModelNames("real/embed", None, "real/rerank") == fetch_models(stub.url, stub.url).models
+
+
 @pytest.mark.parametrize(
     "answer",
-    [b"<html>", {"data": "x"}, {"data": [{"id": 3}, "x"]}, [], (500, {}), {"models": ["a"]}, b"\xff"],
+    [
+        b"<html>",
+        {"data": "x"},
+        {"data": [{"id": 3}, "x"]},
+        {"data": [{"id": "x", "qmd_remote_role": []}]},
+        [],
+        (500, {}),
+        {"models": ["a"]},
+        b"\xff",
+    ],
 )
 def test_other_services_tell_nothing(serve, answer):
     """Whatever else answers on the port, no name is made of it and nothing fails."""

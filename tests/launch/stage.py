@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import select
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -24,6 +25,8 @@ class Stage:
         self.listener, self.port = listener, free_port()
         self.errors: list[dict[str, Any]] = []
         self.engine: asyncio.Server | None = None
+        self.relay: relay.Relay | None = None
+        self.restarts = 0
 
     async def up(self, serve: Serve) -> None:
         """Start the engine; it has one request after the other, each on a connection of its own."""
@@ -41,6 +44,10 @@ class Stage:
         assert self.engine is not None
         self.engine.close()
         self.engine = None
+
+    def waits(self) -> bool:
+        """Whether somebody is in the queue of the public port."""
+        return bool(select.select([self.listener], [], [], 0)[0])
 
     async def call(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to the public port."""
@@ -63,15 +70,16 @@ def play(scene: Callable[[Stage], Coroutine[Any, Any, None]], *, patience_s: flo
         with listen("127.0.0.1", 0) as listener:
             stage = Stage(listener)
             asyncio.get_running_loop().set_exception_handler(lambda _, context: stage.errors.append(context))
-            door = relay.Door(stage.port, adapt or dialect.unchanged, patience_s)
-            server = await relay.serve_relay(listener, door)
+            door = relay.Door(stage.port, adapt or dialect.unchanged, patience_s, lambda: stage.restarts)
+            stage.relay = await relay.serve_relay(listener, door)
             async with asyncio.timeout(LIMIT_S):
                 await scene(stage)
                 if stage.engine:
                     await stage.down()
                 while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - tasks that end set no event
                     await asyncio.sleep(0.01)
-            await server.close()
+            if listener.fileno() >= 0:
+                await stage.relay.close()
             assert [] == stage.errors
 
     asyncio.run(run())

@@ -299,6 +299,7 @@ def test_a_model_is_converted_once_before_its_engine_starts(mini: Mini):
     assert phases.CONVERSION_BEGINS in log
     assert log.index("converting: phase: reading the weights") < log.index("generation engine (transformers) started")
     assert 0 == kept.end(signal.SIGTERM)
+    assert not logbook.crash_file(paths.log_file(GENERATION)).exists()
     paths.log_file(GENERATION).unlink()
     again = mini.keep("quick")
     again.ask()
@@ -312,6 +313,7 @@ def test_a_failed_conversion_ends_the_keeper_and_its_log_tells_why(mini: Mini, s
     error = diagnose.to_error("generation engine", wait.read_tail(paths.log_file(GENERATION)), "ended", "the log")
     assert "disk.full" == error.code
     assert "the conversion of its weights ended by itself with exit code 1" in kept.log
+    assert "No space left on device" in logbook.crash_file(paths.log_file(GENERATION)).read_text()
     assert not mini.is_half_made()
     assert not mini.is_there("full")
     assert services.find(GENERATION) is None

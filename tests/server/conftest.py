@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +27,7 @@ from qmd_remote.presets import MINI_EMBED
 from qmd_remote.server.app import create_app
 from qmd_remote.server.engine import Embeddings, Loading, Scores
 from qmd_remote.settings import Settings
+from tests.server.generation_service import Service, behind
 
 START_LIMIT_S = 120
 
@@ -160,6 +161,19 @@ def serve_app() -> Iterator[Callable[..., SimpleNamespace]]:
             return SimpleNamespace(http=http, app=app, address=(host, port))
 
         yield start
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    """A generation service of the test's own."""
+    with closing(Service()) as service:
+        yield service
+
+
+@pytest.fixture
+def door(serve, service) -> SimpleNamespace:
+    """The embed server before `service`."""
+    return behind(serve, service.url)
 
 
 @pytest.fixture(scope="session")

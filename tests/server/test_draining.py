@@ -182,6 +182,17 @@ def test_at_the_limit_running_requests_get_a_503(stage):
     assert one.server.cut_short
 
 
+def test_at_the_limit_a_request_that_has_not_come_whole_gets_a_503(stage):
+    """One that the engine knows nothing of, since its body is still on its way, is told too, and holds nobody up."""
+    one = stage(limit_s=0.1)
+    with socket.create_connection(one.address, LIMIT_S) as caller:
+        caller.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{")
+        until(lambda: one.gate.running == 1)
+        one.stop()
+        assert caller.recv(65536).startswith(b"HTTP/1.1 503 ")
+    assert one.ended()
+
+
 def test_who_waits_for_models_that_load_is_not_waited_for(stage):
     """A stop while the models load ends the loading, and those who wait for it get their 503 long before the limit."""
     one = stage(ClosableEngine("loading"))
@@ -223,7 +234,7 @@ def test_a_slow_reader_gets_its_whole_answer(stage):
     body = b'{"input": [%s]}' % b",".join(b'"%s"' % text.encode() for text in texts)
     one.engine.gate.clear()
     with socket.create_connection(one.address, LIMIT_S) as caller:
-        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         caller.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
         until(one.engine.entered.is_set)
         one.stop()

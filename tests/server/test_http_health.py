@@ -28,6 +28,7 @@ def test_a_ready_server_tells_what_it_runs_on(serve):
         "dimension": 8,
         "dtype": "float32",
         "version": __version__,
+        "generation": {"model": None, "state": "off"},
         "requests": {"total": 0, "running": 0, "errors": 0},
     }
 
@@ -111,6 +112,7 @@ def test_models_are_listed_as_openai_does(serve, fake_engine):
     assert answer["object"] == "list"
     assert [model["id"] for model in answer["data"]] == ["fake/embedder", "fake/reranker"]
     assert {model["object"] for model in answer["data"]} == {"model"}
+    assert [model["qmd_remote_role"] for model in answer["data"]] == ["embed", "rerank"]
     both = fake_engine()
     both.rerank_id = both.embed_id
     assert [model["id"] for model in serve(both).http.get("/v1/models").json()["data"]] == ["fake/embedder"]
@@ -145,7 +147,8 @@ def test_the_documentation_describes_requests_and_answers(serve):
     http = serve().http
     assert "swagger" in http.get("/docs").text
     paths = http.get("/openapi.json").json()["paths"]
-    assert set(paths) == {"/v1/embeddings", "/v1/rerank", "/v1/models", "/health", "/livez", "/metrics"}
+    ours = {"/v1/embeddings", "/v1/rerank", "/v1/models", "/health", "/livez", "/metrics"}
+    assert set(paths) == ours | {"/v1/chat/completions", "/v1/completions"}
     for path, fields in (
         ("/v1/embeddings", {"input", "model", "encoding_format", "dimensions", "user"}),
         ("/v1/rerank", {"query", "documents", "model", "top_n", "return_documents"}),
