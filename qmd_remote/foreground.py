@@ -71,8 +71,10 @@ def logs_shown(out: Output, *, only_if: bool) -> Iterator[None]:
     done = threading.Event()
     files = {name: paths.log_file(name) for name in services.SERVICES}
 
+    lines = logs.follow(files, stop=done)  # here, not in the thread: what comes from now on is shown
+
     def show() -> None:
-        for name, line in logs.follow(files, stop=done):
+        for name, line in lines:
             out.log_line(name, line)
 
     thread = threading.Thread(target=show, daemon=True)

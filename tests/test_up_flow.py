@@ -23,6 +23,7 @@ from qmd_remote.settings import Settings
 
 Run = Callable[..., Any]
 ON = Plan("mini", GenerationPlan("process", "http://127.0.0.1:8000", "some/model", "transformers"))
+QUOTED = '"$(ssh 10.1.2.3 ' + shlex.quote("cat '/my keys/k'") + ')"'  # two shells read it
 OFF = Plan("mini", GenerationPlan("off", reason="it is missing", hint="pip install it"))
 
 
@@ -96,11 +97,7 @@ def test_next_steps_on_loopback():
     [
         ({"host": "10.1.2.3", "insecure_no_auth": True}, None, "http://10.1.2.3:8001"),
         ({"host": "10.1.2.3", "api_key": "k"}, "…", "http://10.1.2.3:8001"),
-        (
-            {"host": "10.1.2.3", "api_key_file": "/my keys/k"},
-            f'"$(ssh 10.1.2.3 {shlex.quote("cat '/my keys/k'")})"',
-            "http://10.1.2.3:8001",
-        ),
+        ({"host": "10.1.2.3", "api_key_file": "/my keys/k"}, QUOTED, "http://10.1.2.3:8001"),
         ({"host": "0.0.0.0", "api_key": "k"}, "…", f"http://{socket.gethostname()}:8001"),
         ({"host": "::", "api_key": "k", "port": 9}, "…", f"http://{socket.gethostname()}:9"),
         ({"host": "fd00::7", "api_key": "k"}, "…", "http://[fd00::7]:8001"),

@@ -15,16 +15,29 @@ DELETE = "\x7f"  # the one control character that JSON lets stand
 
 
 class AccessLog:
-    """Writes to the logger "qmd_remote.access", level INFO. Polls that went well are left out."""
+    """Writes to the logger "qmd_remote.access", level INFO; for one event loop.
+
+    Polls that went well are left out, and of those that found a server not ready, all but the first in a row: a
+    supervisor asks several times a second while models load.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}
 
     def began(self, exchange: Exchange) -> None:
         """Nothing yet."""
 
     def ended(self, exchange: Exchange) -> None:
         """Write the line."""
-        if (exchange.polled and exchange.status == 200) or not log.isEnabledFor(logging.INFO):
-            return
-        log.info("%s", line(exchange))
+        if log.isEnabledFor(logging.INFO) and not self._is_routine(exchange):
+            log.info("%s", line(exchange))
+
+    def _is_routine(self, exchange: Exchange) -> bool:
+        if not exchange.polled:
+            return False
+        last = self._last.get(exchange.path)
+        self._last[exchange.path] = exchange.status
+        return exchange.status == 200 or exchange.status == last == 503
 
 
 def line(exchange: Exchange) -> str:

@@ -49,6 +49,8 @@ TO_CLIENT = frozenset(
     {b"cache-control", b"content-encoding", b"content-type", b"retry-after", b"www-authenticate", b"x-request-id"}
 )
 STREAM = "text/event-stream"
+# a connection that is kept may end just when it is used again, and then nobody knows whether the request was worked on
+ONE_REQUEST = (b"connection", b"close")
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -74,7 +76,7 @@ class Gateway:
         self._client = httpx.AsyncClient(
             auth=self._auth,
             timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S, pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=UNDER_WAY),
+            limits=httpx.Limits(max_connections=None),
             trust_env=self._url is not None and not is_loopback(self._url.host),  # no proxy leads to this machine
         )
         return self
@@ -150,7 +152,7 @@ class Gateway:
         assert self._client is not None, "the gateway is used outside of its context"
         # made by hand: the client would add headers of its own, and an answer would be compressed for it
         url = self._url.copy_with(raw_path=_under(self._url, path))
-        request = httpx.Request(method, url, headers=headers, content=body)
+        request = httpx.Request(method, url, headers=[*headers, ONE_REQUEST], content=body)
         with _explained():
             answer = await self._client.send(request, stream=True)
         try:

@@ -74,7 +74,6 @@ def test_our_own_server_without_generation_names_no_model_for_it(serve):
         b"<html>",
         {"data": "x"},
         {"data": [{"id": 3}, "x"]},
-        {"data": [{"id": "x", "qmd_remote_role": []}]},
         [],
         (500, {}),
         {"models": ["a"]},

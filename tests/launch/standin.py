@@ -1,7 +1,7 @@
 """A stand-in for this Python: runs `-m qmd_remote…` as a small service that does what its model's name says.
 
 acme/fine answers 200 · acme/broken prints an error envelope and exits with 4 · acme/dies raises an unknown error ·
-acme/hangs answers 503 for ever. A conversion of a file named full.gguf fails, any other one succeeds.
+acme/hangs answers 503 for ever.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import json
 import signal
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 from qmd_remote import services
-from qmd_remote.launch import convert_gguf
 from qmd_remote.services import EMBED, GENERATION
 from qmd_remote.settings import Settings, handed_over
 
@@ -23,20 +21,6 @@ def fail() -> int:
     error = {"code": "model.missing", "message": "there is no model acme/broken", "hint": "name another"}
     print(json.dumps({"schema": 1, "command": "serve", "ok": False, "exit_code": 4, "data": {}, "error": error}))
     return 4
-
-
-def convert(source: Path, cache: Path, model: str) -> int:
-    """Leave what a conversion leaves."""
-    print("phase: reading the weights", flush=True)
-    if source.name == "full.gguf":
-        print("OSError: [Errno 28] No space left on device")
-        return 1
-    folder = convert_gguf.snapshot(cache, model, source)
-    folder.mkdir(parents=True)
-    reference = folder.parent.parent / "refs" / "main"
-    reference.parent.mkdir()
-    reference.write_text(folder.name)
-    return 0
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -74,8 +58,6 @@ def serve(service: str, settings: Settings) -> int:
 def main() -> int:
     """What the arguments say."""
     module, *arguments = sys.argv[sys.argv.index("-m") + 1 :]
-    if module == "qmd_remote.launch.convert_gguf":
-        return convert(Path(arguments[0]), Path(arguments[1]), arguments[2])
     assert (module, arguments) in (
         ("qmd_remote.launch.keeper", []),
         ("qmd_remote", ["serve", "--managed", "--json"]),

@@ -161,13 +161,17 @@ def test_a_client_that_hangs_up_is_a_499(missing: int, serve, lines):
 
 
 def test_polls_are_logged_only_when_they_find_something_wrong(serve, fake_engine, lines):
-    """A 200 of /health, /livez or /metrics is no line; a 503 or a 401 is."""
-    server = serve(fake_engine("loading"), api_key="k")
-    for path in ("/health", "/livez", "/metrics"):
-        server.http.get(path)
-        server.http.get(path, headers={"Authorization": "Bearer k"})
-    found = [(entry["path"], entry["status"]) for entry in lines.wait(3)]
-    assert [("/health", 503), ("/health", 503), ("/metrics", 401)] == found
+    """A 200 of /health, /livez or /metrics is no line; each 401 is, and the first 503 of a row."""
+    engine = fake_engine("loading")
+    server = serve(engine, api_key="k")
+    for state in ("loading", "ready", "failed"):
+        engine.state = state
+        for path in ("/health", "/livez", "/metrics") * 2:
+            server.http.get(path)
+            server.http.get(path, headers={"Authorization": "Bearer k"})
+    found = [(entry["path"], entry["status"]) for entry in lines.wait(8)]
+    assert 2 == found.count(("/health", 503))
+    assert 6 == found.count(("/metrics", 401))
 
 
 def test_nothing_that_a_user_wrote_is_logged(serve, lines):

@@ -64,8 +64,9 @@ def test_no_key_reaches_the_service(serve, service):
     assert server.http.post(CHAT, json=ASKED, headers=sent).status_code == 200
     headers = service.requests[0].headers
     assert KEY not in str(headers)
-    assert set(headers) <= {"host", "accept", "accept-encoding", "content-type", "content-length", "x-request-id"}
-    assert ("r1", service.place) == (headers["x-request-id"], headers["host"])
+    theirs = {"accept", "accept-encoding", "content-type", "x-request-id"}
+    assert theirs | {"host", "connection", "content-length"} == set(headers)
+    assert ("r1", service.place, "close") == (headers["x-request-id"], headers["host"], headers["connection"])
 
 
 def test_without_the_key_nothing_is_passed_on(serve, service):

@@ -6,7 +6,6 @@ import logging
 import socket
 import struct
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -14,7 +13,6 @@ import pytest
 
 from qmd_remote.server import gateway
 from qmd_remote.server.gateway import CHAT, COMPLETIONS
-from qmd_remote.settings import Settings
 from tests.server.generation_service import (
     ASKED,
     PATIENCE_S,
@@ -170,18 +168,15 @@ def test_a_redirect_is_not_followed(door, service):
     assert 1 == len(service.requests)
 
 
-def test_the_connections_end_with_the_server(service, fake_engine):
-    """What was open to the service is closed when the app ends."""
-    from fastapi.testclient import TestClient
+def test_a_connection_that_ends_unannounced_costs_no_request(serve, service):
+    """A service that closes after each answer, without having said so, answers every request of many at once."""
 
-    from qmd_remote.server.app import create_app
+    def once(handler, body):
+        good(handler, body)
+        handler.close_connection = True
 
-    app = create_app(Settings(generation_engine="external", generation_url=service.url), engine=fake_engine())
-    before = threading.active_count()
-    with TestClient(app) as client:
-        assert client.post(CHAT, json=ASKED).json()["choices"]
-        assert threading.active_count() > before  # the service's thread waits for the next request on the connection
-    deadline = time.monotonic() + PATIENCE_S
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert before >= threading.active_count()
+    service.answer = once
+    server = behind(serve, service.url)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: server.http.post(CHAT, json=ASKED).status_code, range(80)))
+    assert [200] * 80 == answers
