@@ -75,8 +75,7 @@ async def serve_relay(listener: socket.socket, door: Door) -> Relay:
 class Relay:
     """The relay at work. `running` requests are with the engine, or wait for it.
 
-    Of all `requests`, `errors` counts those that got a status of 500 or more, or no whole answer, by no fault of the
-    caller's.
+    Of all `requests`, `errors` counts those that got a status of 500 or more, or none, by no fault of the caller's.
     """
 
     def __init__(self, listener: socket.socket, door: Door) -> None:

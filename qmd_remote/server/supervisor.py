@@ -83,7 +83,7 @@ def _probe(url: str, certificate: str) -> Callable[[], Awaitable[bool]]:
 
 def missing_module() -> str:
     """The first module of the server's extra that is not installed; empty when all are."""
-    for module in ("fastapi", "uvicorn", "orjson", "torch", "sentence_transformers"):
+    for module in ("fastapi", "uvicorn", "orjson", "prometheus_client", "torch", "sentence_transformers"):
         if importlib.util.find_spec(module) is None:
             return module
     return ""

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
-
-import pytest
 
 from qmd_remote.launch import relay
 from tests.launch.stage import Stage, echo, play, read_request, refusal, request, response, said
@@ -137,16 +134,12 @@ def test_the_relay_tells_what_it_counted():
     play(scene)
 
 
-@pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf"], ids=["nothing", "half"])
-def test_an_answer_that_breaks_off_is_an_error(sent: bytes):
-    """An engine that dies over a request, before or amid its answer, is counted once."""
+def test_an_engine_that_dies_over_a_request_is_an_error():
+    """A request that no engine answered is counted once, however often it was tried."""
 
     async def scene(stage: Stage) -> None:
         async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await read_request(reader)
-            writer.write(sent)
-            await writer.drain()
-            await asyncio.sleep(0.05)  # so that what was sent is not lost to the reset
             writer.transport.abort()
 
         await stage.up(dies)
@@ -162,11 +155,6 @@ def test_the_status_stays_while_it_drains():
 
     async def scene(stage: Stage) -> None:
         await server_of(stage).drain(600)
-        assert (
-            0
-            == json.loads((await stage.ask(b"GET /qmd-remote/status HTTP/1.0\r\n\r\n")).partition(b"\r\n\r\n")[2])[
-                "running"
-            ]
-        )
+        assert 0 == (await status(stage))["running"]
 
     play(scene)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import socket
 import struct
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +16,6 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from qmd_remote import __version__
 from qmd_remote.errors import Unavailable
-from qmd_remote.server import memory
 from qmd_remote.server.app import create_app
 from qmd_remote.settings import Settings
 from tests.server import tiny_models as tiny
@@ -332,46 +328,3 @@ def test_the_page_describes_each_metric(real):
         found[name] = {label for sample in family.samples for label in sample.labels} - {"le"}
         assert family.documentation
     assert dict(documented()) == found
-
-
-def test_the_memory_of_a_gpu_is_the_drivers_word(monkeypatch):
-    """CUDA's free and total bytes are asked of the device that computes; one that is lost has none to show."""
-    import torch
-
-    asked = []
-
-    def mem_get_info(device: Any) -> tuple[int, int]:
-        asked.append(str(device))
-        return 30, 100
-
-    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
-    assert {"used": 70, "total": 100} == memory.of_device("cuda:1").as_dict()
-    assert ["cuda:1"] == asked
-
-    def lost(device: Any) -> tuple[int, int]:
-        raise RuntimeError("CUDA error: unspecified launch failure")
-
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lost)
-    assert memory.of_device("cuda:0") is None
-
-
-def test_a_driver_that_does_not_answer_holds_nobody_up(monkeypatch):
-    """Reading the memory is given up after a moment, and the event loop never stands still."""
-    gate = threading.Event()
-    monkeypatch.setattr(memory, "PATIENCE_S", 0.05)
-    monkeypatch.setattr(memory, "of_device", lambda name: gate.wait(LIMIT_S) and None)
-
-    async def story() -> list[Any]:
-        gauge = memory.Gauge()
-        return await asyncio.gather(gauge.read("cuda:0"), gauge.read("cuda:0"))
-
-    began = time.monotonic()
-    asyncio.run(asyncio.wait_for(_then_open(story(), gate), LIMIT_S))
-    assert time.monotonic() - began < LIMIT_S
-
-
-async def _then_open(story: Any, gate: threading.Event) -> None:
-    try:
-        assert [None, None] == await story
-    finally:
-        gate.set()

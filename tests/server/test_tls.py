@@ -104,7 +104,7 @@ def test_tls_before_1_2_is_refused(program):
     old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
     with (
         socket.create_connection(("127.0.0.1", program[1]), LIMIT_S) as plain,
-        pytest.raises(ssl.SSLError, match="EOF|ALERT"),
+        pytest.raises(ssl.SSLError, match=r"EOF|ALERT"),
     ):
         old.wrap_socket(plain)
 
