@@ -31,7 +31,9 @@ def settings_from(flags: dict[str, Any]) -> tuple[Settings, str]:
         return resolved, ""
     # a plain `up` must not tear down what a named preset has built
     running = [record.preset for name in services.SERVICES if (record := services.find(name)) and record.preset]
-    preset, why = (running[0], "it is what runs now") if running else plan.choose_preset(hardware.probe())
+    if running:
+        return settings.resolve(flags, preset=running[0], preset_origin="running services"), "it is what runs now"
+    preset, why = plan.choose_preset(hardware.probe())
     return settings.resolve(flags, preset=preset), why
 
 

@@ -29,8 +29,8 @@ def test(out: Output, target: Target) -> int:
 
     def told(row: CheckResult) -> None:
         out.phase(f"checked: {row.name}")
-        latency = "" if row.latency_ms is None else f" after {row.latency_ms:,.0f} ms"
-        out.detail(f"  {row.endpoint}: sent {row.sent}{latency}: {row.received}")
+        latency = "" if row.latency_ms is None else f" ({row.latency_ms:,.0f} ms)"
+        out.detail(f"  {row.endpoint}, {row.sent} → {row.received}{latency}")
 
     with out.progress("checking"):
         report = checks.run_checks(target, on_result=told)

@@ -174,6 +174,7 @@ def resolve(
     env: Mapping[str, str] = os.environ,
     *,
     preset: str = "",
+    preset_origin: str = "hardware",
     file: FileLayer | None = None,
 ) -> Settings:
     """Settle every field: flag > environment > file > preset > default.
@@ -190,6 +191,8 @@ def resolve(
     origins: dict[str, str] = {}
     for f in declared():
         values[f.name], origins[f.name] = _settle(f, given, env, file, chosen)
+    if chosen and origins["preset"] == "default":
+        values["preset"], origins["preset"] = chosen, preset_origin
     # a key's file in one layer wins over a key in a layer below it
     if _rank(origins["api_key_file"]) > _rank(origins["api_key"]):
         values["api_key"], origins["api_key"] = "", origins["api_key_file"]
@@ -216,8 +219,6 @@ def _settle(
     if name in file.values and (name, file.values[name]) != NO_PRESET:
         where = f"{file.where(name)}{name} = "
         return parse(f, file.values[name], where=where, kind=ConfigError), f"file ({file.path})"
-    if name == "preset" and preset:
-        return preset, "hardware"
     if preset and name in PRESETS[preset].values:
         return PRESETS[preset].values[name], f"preset ({preset})"
     return f.default, "default"

@@ -11,7 +11,14 @@ from rich.table import Table
 from qmd_remote.client.checks import Report
 from qmd_remote.launch.status import ServiceStatus
 
-STATE_STYLE = {"ready": "green", "loading": "yellow", "ok": "green", "warn": "yellow", "skip": "dim"}
+STATE_STYLE = {
+    "ready": "green",
+    "loading": "yellow",
+    "stopping": "yellow",
+    "ok": "green",
+    "warn": "yellow",
+    "skip": "dim",
+}
 BAD_STYLE = "bold red"
 
 

@@ -103,7 +103,7 @@ def test_what_is_shown_is_what_up_would_use(main: Main):
     said = main("--json")
     assert why
     assert why == said.data["preset_reason"]
-    assert (settings.preset, "hardware") == (said.row("preset")["value"], said.row("preset")["origin"])
+    assert (settings.preset, settings.origins["preset"]) == (said.row("preset")["value"], said.row("preset")["origin"])
     assert f"preset ({settings.preset})" == said.row("generation_model")["origin"]
     assert all(getattr(settings, row["name"]) == row["value"] for row in said.data["settings"] if row["value"] != [])
     assert f"preset {settings.preset}, since {why}" in main().stderr

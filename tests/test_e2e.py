@@ -69,7 +69,8 @@ class Box:
         """A service's supervisor and all below it."""
         (one,) = [s for s in self.run("status")[1]["data"]["services"] if s["service"] == service]
         supervisor = psutil.Process(one["pid"])
-        return [supervisor, *supervisor.children(recursive=True)]
+        below = supervisor.children(recursive=True)
+        return [supervisor, *(process for process in below if "qmd-remote-leash" not in process.cmdline())]
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from qmd_remote.errors import ApiError, BadRequest, BodyTooLarge, Unavailable
 from qmd_remote.reception import CALLER_PATIENCE_S, Ends, Reception, refuse, reply, shutting_down, streams
 
 STATUS_PATH = "/qmd-remote/status"
+POLLED = frozenset({"/health", "/v1/models"})  # asked again and again by machines: no requests to count
 WHAT = "the generation service"
 RETRY_S = 0.1
 CHUNK = 65536
@@ -136,11 +137,11 @@ class Relay:
         elif self._stopping:
             raise shutting_down(WHAT)
         else:
+            self.requests += request.path not in POLLED
             await self._relay(_Exchange(request.for_engine, writer), reader)
 
     async def _relay(self, exchange: _Exchange, reader: asyncio.StreamReader) -> None:
         """Have the engine answer, and keep the books."""
-        self.requests += 1
         self.running += 1
         self._idle.clear()
         try:

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
@@ -102,7 +103,8 @@ class Metrics:
             self.errors += failed
         self._requests.labels(exchange.endpoint, str(exchange.status)).inc()
         self._seconds.labels(exchange.endpoint).observe(exchange.seconds)
-        if failed:
+        # a server that loads says so to every poll, and nothing is wrong
+        if failed and not (exchange.polled and exchange.status == HTTPStatus.SERVICE_UNAVAILABLE):
             self._errors.labels(exchange.endpoint, exchange.error).inc()
 
     def loaded(self, role: Role, seconds: float) -> None:

@@ -246,7 +246,7 @@ class Status(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    status: Literal["ok", "loading", "failed", "alive"]
+    status: Literal["ok", "loading", "stopping", "failed", "alive"]
 
 
 class ErrorDetail(BaseModel):

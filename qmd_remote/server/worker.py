@@ -50,6 +50,7 @@ def main(argv: list[str]) -> int:
         **_tls(settings),
     )
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=logbook.line_format())
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # the access log has a line for each already
     engine = app.state.engine
     server = DrainingServer(config, gate, engine, limit_s=settings.shutdown_limit_s)
 
