@@ -25,7 +25,7 @@ def show(as_json: options.Json = False) -> None:
     \b
     Examples:
       qmd-remote key show
-      export QMD_REMOTE_API_KEY="$(ssh spark qmd-remote key show)"
+      export QMD_REMOTE_API_KEY="$(ssh spark cat .config/qmd-remote/api-key)"
     """
     out = Output("key show", as_json=as_json)
 

@@ -69,10 +69,10 @@ class Output:
             sys.stdout.write(text)
             sys.stdout.flush()
 
-    def note(self, text: str) -> None:
-        """Tell a person what is going on (stderr)."""
+    def note(self, text: str, *, here: bool = True) -> None:
+        """Tell a person what is going on (stderr). With `here` off its commands are for another machine."""
         if not (self.as_json or self.quiet):
-            self._console(stderr=True).print(self.typed(text), markup=False, soft_wrap=True)
+            self._console(stderr=True).print(self.typed(text) if here else text, markup=False, soft_wrap=True)
 
     def detail(self, text: str) -> None:
         """Tell what only matters to who asked for more with --verbose (stderr)."""

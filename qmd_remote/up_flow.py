@@ -147,6 +147,8 @@ def _finish(out: Output, launch: Launch, started: tuple[Started, ...], report: R
             out.warn(f"{row.name}: {row.received}", hint=row.fix)
     for line in up_views.next_steps(launch.settings, launch.plan):
         out.note(line)
+    for line in up_views.workstation_steps(launch.settings):
+        out.note(line, here=False)
     data = _data(launch.plan, started, report)
     if report and report.failed:
         hint = "qmd-remote test says more, and so does: qmd-remote logs"

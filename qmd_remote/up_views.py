@@ -5,12 +5,10 @@ from __future__ import annotations
 import shlex
 import socket
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
-from qmd_remote import paths
 from qmd_remote.launch.plan import Plan
 from qmd_remote.launch.status import ServiceStatus
 from qmd_remote.launch.up import TITLES, Started
@@ -44,18 +42,13 @@ def _bracketed(host: str) -> str:
 
 def started_lines(started: Sequence[Started]) -> list[str]:
     """What `up` did about each service that it looks after."""
-    words = {
-        "already running": "already running",
-        "started": "started in {seconds} s",
-        "restarted": "restarted in {seconds} s, since {changed}",
-    }
-    return [
-        escape(
-            f"{TITLES[one.service]}: " + words[one.action].format(seconds=one.seconds, changed=", ".join(one.changed))
-        )
-        for one in started
-        if one.action in words
-    ]
+    return [f"{TITLES[one.service]}: {_done(one)}" for one in started if one.action not in {"external", "off"}]
+
+
+def _done(one: Started) -> str:
+    if one.action not in {"started", "restarted"}:
+        return one.action
+    return f"{one.action} in {one.seconds} s" + (f", since {', '.join(one.changed)}" if one.changed else "")
 
 
 def started_table(started: Sequence[Started], statuses: Sequence[ServiceStatus]) -> Table:
@@ -75,7 +68,7 @@ EVERYWHERE = {"0.0.0.0", "::", "[::]"}  # noqa: S104 - compared, not bound
 
 
 def next_steps(settings: Settings, plan: Plan) -> list[str]:
-    """The exact commands to type after `up`, here and on the machine that shall use these services."""
+    """The exact commands to type after `up`."""
     steps = [
         ("qmd-remote test", "send both services exactly what QMD sends"),
         ("qmd-remote config write", "tell QMD on this machine about them"),
@@ -83,33 +76,33 @@ def next_steps(settings: Settings, plan: Plan) -> list[str]:
         ("qmd-remote down", "stop it"),
     ]
     lines = ["", "next:", *_aligned(steps)]
-    if not is_loopback(settings.host):
-        lines += ["", "on the workstation:", *_aligned(_hand_over(settings))]
     if plan.generation.engine == "off":
         lines.append(f"generation: {plan.generation.hint or plan.generation.reason}")
     return lines
 
 
-def _hand_over(settings: Settings) -> list[tuple[str, str]]:
-    """How another machine gets the key, and what to type there."""
+def workstation_steps(settings: Settings) -> list[str]:
+    """How another machine gets the key, and what to type there; nothing where none can come."""
+    if is_loopback(settings.host):
+        return []
     host = socket.gethostname() if settings.host in EVERYWHERE else settings.host
     url = f"http{'s' if settings.tls_cert else ''}://{_bracketed(host)}:{settings.port}"
     steps, with_key = [], ""
     if settings.api_key or settings.api_key_file:
         with_key = f" --api-key-env {KEY_VARIABLE}"
         steps.append((f"export {KEY_VARIABLE}={_how_to_read_the_key(settings, host)}", "the key, for QMD too"))
-    return [
-        *steps,
+    steps += [
         (f"qmd-remote config write --url {url}{with_key}", "tell QMD there about this box"),
         ("qmd-remote test", "send what QMD sends"),
     ]
+    return ["", "on the workstation:", *_aligned(steps)]
 
 
 def _how_to_read_the_key(settings: Settings, host: str) -> str:
     if settings.api_key:
         return "…"  # it came from a variable here, and only its owner knows how it got there
-    ours = Path(settings.api_key_file) == paths.key_file()
-    command = "qmd-remote key show" if ours else f"cat {shlex.quote(settings.api_key_file)}"
+    # not `qmd-remote key show`: a shell that ssh starts often has no PATH to what pipx installed
+    command = f"cat {shlex.quote(settings.api_key_file)}"
     if "'" in command:
         command = shlex.quote(command)  # two shells read it
     return f'"$(ssh {host} {command})"'

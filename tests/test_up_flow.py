@@ -90,6 +90,7 @@ def test_next_steps_on_loopback():
     """Test, tell QMD, look, stop; nothing about other machines, no key."""
     steps = commands_of(up_views.next_steps(Settings(), ON))
     assert ["test", "config write", "status", "down"] == [" ".join(step[1:]) for step in steps]
+    assert [] == up_views.workstation_steps(Settings())
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_next_steps_on_loopback():
 )
 def test_next_steps_for_the_workstation(settings: dict[str, Any], key: str | None, url: str):
     """An address other than loopback gets the commands for the other machine: the key's variable, then the URL."""
-    lines = up_views.next_steps(Settings(**settings), ON)
+    lines = up_views.workstation_steps(Settings(**settings))
     there = [line.strip() for line in lines[lines.index("on the workstation:") + 1 :]]
     assert (key is not None) == there[0].startswith("export ")
     if key is not None:

@@ -286,7 +286,7 @@ def test_up_says_what_to_type_on_the_workstation(box: Box):
     stdout, stderr = process.communicate(timeout=60)
     key = paths.key_file().read_text().strip()
     host = os.uname().nodename
-    assert f'export QMD_REMOTE_API_KEY="$(ssh {host} qmd-remote key show)"' in stderr
+    assert f'export QMD_REMOTE_API_KEY="$(ssh {host} cat {paths.key_file()})"' in stderr
     assert f"config write --url http://{host}:{box.port} --api-key-env QMD_REMOTE_API_KEY" in stderr
     assert key not in stdout + stderr
 
