@@ -20,15 +20,23 @@ def replace(path: Path, text: str) -> None:
     old = target.stat() if target.exists() else None
     if old is not None and not os.access(target, os.W_OK):
         raise PermissionError(0, "it is read-only")
+    put(target, text, mode=stat.S_IMODE(old.st_mode) if old is not None else NEW_MODE, owner=old)
+
+
+def put(target: Path, text: str, *, mode: int, owner: os.stat_result | None = None) -> None:
+    """Have a file with exactly this text and mode at `target`, in one step; links are not followed.
+
+    Where we may, it belongs to whom `owner` belongs. Raises OSError.
+    """
     handle, draft = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(text.encode("utf-8"))
             file.flush()
-            if old is not None and (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
+            if owner is not None and (owner.st_uid, owner.st_gid) != (os.geteuid(), os.getegid()):
                 with contextlib.suppress(PermissionError):
-                    os.fchown(file.fileno(), old.st_uid, old.st_gid)
-            os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode) if old is not None else NEW_MODE)
+                    os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         Path(draft).replace(target)
     except BaseException:

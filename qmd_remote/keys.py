@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import tempfile
 from pathlib import Path
 
-from qmd_remote import paths
+from qmd_remote import atomic, paths
 from qmd_remote.errors import ConfigError
 
 KEY_BYTES = 32  # of randomness
@@ -48,12 +46,7 @@ def rotate() -> Path:
     path = paths.key_file()
     paths.make_private(path.parent)
     try:
-        handle, draft = tempfile.mkstemp(prefix=".key.", dir=path.parent)  # mode 0600 from the start
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(secrets.token_urlsafe(KEY_BYTES) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
+        atomic.put(path, secrets.token_urlsafe(KEY_BYTES) + "\n", mode=0o600)
     except OSError as error:
         raise ConfigError(
             f"the key file {path} cannot be written: {error.strerror}",

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from qmd_remote import atomic
 from qmd_remote.client.remote_block import ModelNames, RemoteBlock, expand, is_literal, references
 from qmd_remote.client.yaml_cut import cut
 from qmd_remote.client.yaml_document import Document, Node, parse
@@ -253,32 +252,14 @@ def _write(change: Change) -> None:
             raise PermissionError(0, "it is read-only")
         target.parent.mkdir(parents=True, exist_ok=True)
         if change.backup and change.before is not None:
-            _replace(change.backup, change.before, mode, old)
-        _replace(target, change.after, new_mode, old)
+            atomic.put(change.backup, change.before, mode=mode, owner=old)
+        atomic.put(target, change.after, mode=new_mode, owner=old)
     except OSError as error:
         raise ConfigError(
             f"{change.path} cannot be written: {error.strerror}",
             hint="check the permissions of the file and its folder, or name another file with --file",
             code="config_file.unwritable",
         ) from error
-
-
-def _replace(target: Path, text: str, mode: int, like: os.stat_result | None) -> None:
-    """Put a whole new file in the place of `target`, or leave the old one: nobody sees half of it."""
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text.encode("utf-8"))
-            file.flush()
-            if like and (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
-                with contextlib.suppress(PermissionError):
-                    os.fchown(file.fileno(), like.st_uid, like.st_gid)
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _diff(path: Path, before: str | None, after: str | None) -> str:
