@@ -7,12 +7,15 @@ import ssl
 from types import SimpleNamespace
 
 import httpx
+import psutil
 import pytest
 
+from qmd_remote import services
 from qmd_remote.client import http
 from qmd_remote.client.causes import classify, shown
 from qmd_remote.client.http import exchange, make_client
 from qmd_remote.errors import ConfigError
+from qmd_remote.services import Record
 from tests import certificate
 
 
@@ -141,3 +144,27 @@ def test_the_systems_own_number_decides(number, code):
 def test_a_url_for_messages_holds_no_secret():
     """User name, password, query and fragment are left out."""
     assert shown("https://me:secret@box:1/p?key=secret#secret") == "https://box:1/p"
+
+
+@pytest.mark.parametrize(
+    ("announced", "trusted"), [("its own", True), ("another port", False), ("no certificate", False), ("", False)]
+)
+def test_this_machines_own_server_is_trusted_by_its_certificate(announced, trusted, serve, tmp_path, monkeypatch):
+    """A server that runs here is trusted by exactly the certificate it was started with, and nobody else by it."""
+    monkeypatch.setenv("QMD_REMOTE_HOME", str(tmp_path / "home"))
+    paths = certificate.write(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*paths)
+    stub = serve()
+    stub.httpd.socket = context.wrap_socket(stub.httpd.socket, server_side=True)
+    url = stub.url.replace("http:", "https:")
+    if announced:
+        me = psutil.Process()
+        there = "https://127.0.0.1:1" if announced == "another port" else url
+        known = "" if announced == "no certificate" else str(paths[0])
+        services.write(Record(services.EMBED, me.pid, me.create_time(), there, tls_cert=known))
+    if trusted:
+        with make_client(url) as client:
+            assert 200 == exchange(client, "/health").status
+    else:
+        assert "tls" == classify(failure(url), url).code
