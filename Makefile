@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find qmd_remote -name '*.py') README.md
 
-.PHONY: up down test lint bench docs constraints clean
+.PHONY: up down test lint bench docs recordings constraints clean
 
 up: $(VENV)/.installed
 	@$(BIN)/qmd-remote up --preset mini
@@ -29,6 +29,9 @@ bench: $(VENV)/.installed $(VENV)/.dev
 
 docs: $(VENV)/.installed
 	$(BIN)/python scripts/reference.py --write
+
+recordings: $(VENV)/.installed
+	$(BIN)/python scripts/record.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qmd-remote needs Python 3.11 or newer: make PYTHON=python3.12 …")'

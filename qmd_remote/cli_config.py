@@ -133,6 +133,7 @@ def check(
     offline: Offline = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Say what QMD will really do with its index.yml: where it sends what, or why it stays local; and what to correct.
 
@@ -143,7 +144,7 @@ def check(
       qmd-remote config check
       qmd-remote config check --index work --offline
     """
-    out = Output("config check", as_json=as_json, quiet=quiet, again=options.again(file, index))
+    out = Output("config check", as_json=as_json, quiet=quiet, verbose=verbose, again=options.again(file, index))
 
     def body() -> int:
         from qmd_remote import config_flow

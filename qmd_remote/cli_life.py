@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,7 +39,7 @@ def settings_from(flags: dict[str, Any]) -> tuple[Settings, str]:
     return settings.resolve(flags, preset=preset), why
 
 
-@app.command(short_help="Start both services, wait until they are ready, leave them running.")
+@app.command(short_help="Start both services and wait until they are ready.")
 def up(
     preset: options.Preset = None,
     embed_model: options.EmbedModel = None,
@@ -80,7 +82,8 @@ def up(
     """
     flags = {name: value for name, value in locals().items() if name not in NOT_SETTINGS}
     flags["generation_engine"] = generation
-    out = Output("up", as_json=as_json, quiet=quiet, verbose=verbose or foreground)
+    given = options.typed({**flags, "no_wait": no_wait, "foreground": foreground})
+    out = Output("up", as_json=as_json, quiet=quiet, verbose=verbose or foreground, given=given)
 
     def body() -> int:
         from qmd_remote import up_flow
@@ -120,7 +123,7 @@ def restart(
     run(out, body)
 
 
-@app.command(short_help="Show what runs: state, model, endpoint, device, memory, requests.")
+@app.command(short_help="Show what runs: state, model, endpoint, memory, requests.")
 def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it, until Ctrl-C.")] = False,
     as_json: options.Json = False,
@@ -161,6 +164,7 @@ def logs(
     timestamps: Annotated[bool, typer.Option("--timestamps", "-t", help="Show when each line was written.")] = False,
     crash: Annotated[bool, typer.Option("--crash", help="Show the last lines before the newest crash.")] = False,
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Show the services' logs, in the order of time.
 
@@ -173,13 +177,14 @@ def logs(
       qmd-remote logs --since 10m -t
       qmd-remote logs --crash generation
     """
-    out = Output("logs", as_json=as_json)
+    given = " ".join(filter(None, (service and shlex.quote(service), options.typed({"lines": lines, "since": since}))))
+    out = Output("logs", as_json=as_json, quiet=quiet, given=given)
 
     def body() -> int:
         from qmd_remote import logs_flow
 
         if crash:
-            logs_flow.require_alone(since=since, follow=follow)
+            logs_flow.require_alone(service, since=since, follow=follow)
             return logs_flow.crashes(out, service, lines, stamps=timestamps)
         return logs_flow.logs(out, service, lines, since, follow=follow, stamps=timestamps)
 
@@ -187,22 +192,26 @@ def logs(
 
 
 @app.command(short_help="Stop the services that `up` started.")
-def down(as_json: options.Json = False, quiet: options.Quiet = False) -> None:
+def down(as_json: options.Json = False, quiet: options.Quiet = False, verbose: options.Verbose = False) -> None:
     """Stop the services that `up` started; running requests are finished first.
 
     \b
     Example:
       qmd-remote down
     """
-    out = Output("down", as_json=as_json, quiet=quiet)
+    out = Output("down", as_json=as_json, quiet=quiet, verbose=verbose)
 
     def body() -> int:
         from qmd_remote.launch.up import TITLES, bring_down
 
+        began = time.monotonic()
         with out.progress("stopping"):
             stopped = bring_down()
         for record in stopped:
             out.note(f"{TITLES[record.service]} stopped")
+            out.detail(f"  it was process {record.pid}, at {record.url}")
+        if stopped:
+            out.detail(f"in {time.monotonic() - began:.1f} s")
         if not stopped:
             out.note("nothing was running")
         return out.finish({"stopped": [record.service for record in stopped]})
@@ -236,7 +245,7 @@ def serve(
       qmd-remote serve --host 0.0.0.0 --api-key-file ~/.config/qmd-remote/key
     """
     flags = {name: value for name, value in locals().items() if name not in NOT_SETTINGS}
-    out = Output("serve", as_json=as_json)
+    out = Output("serve", as_json=as_json, given=options.typed(flags))
 
     def body() -> int:
         from qmd_remote import settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,19 +22,13 @@ if TYPE_CHECKING:
 app = new_app()
 
 
-def complete_model(incomplete: str) -> list[str]:
-    """Names of models for the shell's completion."""
-    from qmd_remote.catalogue import CATALOGUE
-
-    return [name for name in CATALOGUE if name.startswith(incomplete)]
-
-
 @app.command(short_help="Show the recommended models: size, length, licence, prompts.")
 def models(
     name: Annotated[
-        str | None, typer.Argument(help="One model, in detail [all].", autocompletion=complete_model)
+        str | None, typer.Argument(help="One model, in detail [all].", autocompletion=options.complete_model)
     ] = None,
     as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Show the recommended models, or one of them in detail. Any other hub id or local folder works too.
 
@@ -43,7 +38,7 @@ def models(
       qmd-remote models bge-m3
       qmd-remote up --embed-model BAAI/bge-m3
     """
-    out = Output("models", as_json=as_json)
+    out = Output("models", as_json=as_json, quiet=quiet)
 
     def body() -> int:
         from qmd_remote import catalogue, pull_flow, views_models
@@ -63,14 +58,14 @@ def models(
     run(out, body)
 
 
-@app.command(short_help="Fetch models ahead of time; an interrupted download goes on where it was.")
+@app.command(short_help="Fetch models ahead of time; an interrupted download goes on.")
 def pull(
     model: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[MODEL]...",
             help="Hub ids to fetch [those that `up` would use].",
-            autocompletion=complete_model,
+            autocompletion=options.complete_model,
             show_default=False,
         ),
     ] = None,
@@ -81,6 +76,7 @@ def pull(
     generation_model: options.GenerationModel = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Fetch models into the hub's cache, so that `up` and `serve` need no network. By default those `up` would use.
 
@@ -99,7 +95,7 @@ def pull(
         "generation_engine": generation,
         "generation_model": generation_model,
     }
-    out = Output("pull", as_json=as_json, quiet=quiet)
+    out = Output("pull", as_json=as_json, quiet=quiet, verbose=verbose, given=options.typed(flags))
 
     def body() -> int:
         from qmd_remote import pull_flow, settings
@@ -110,23 +106,25 @@ def pull(
             resolved, why = settings_from(flags)
             if why:
                 out.note(f"preset {resolved.preset}, since {why}")
-            return _pull(out, pull_flow.of_settings(resolved), resolved.stall_limit_s, _again(flags))
-        if any(value is not None for value in flags.values()):
+            return _pull(out, pull_flow.of_settings(resolved), resolved.stall_limit_s)
+        if out.given:
             raise UsageError(
                 "name either models or the settings that choose them", hint=f"qmd-remote pull {shlex.join(model)}"
             )
-        return _pull(out, pull_flow.of_names(model), settings.resolve({}).stall_limit_s, f" {shlex.join(model)}")
+        out.given = shlex.join(model)
+        return _pull(out, pull_flow.of_names(model), settings.resolve({}).stall_limit_s)
 
     run(out, body)
 
 
-def _pull(out: Output, wanted: list[Wanted], patience_s: float, again: str) -> int:
-    """Fetch one model after the other; the first failure ends it. `again` is what follows `pull` to go on."""
+def _pull(out: Output, wanted: list[Wanted], patience_s: float) -> int:
+    """Fetch one model after the other; the first failure ends it."""
     from qmd_remote import pull_flow, views_models
     from qmd_remote.server.hub import Hub
 
     pull_flow.require_hub_library()
     done: list[Pulled] = []
+    began = time.monotonic()
     try:
         with out.progress("looking for the models"):
             for one in wanted:
@@ -137,8 +135,9 @@ def _pull(out: Output, wanted: list[Wanted], patience_s: float, again: str) -> i
                         lambda progress: out.phase(f"downloading {progress.model}", detail=str(progress)),
                     )
                 )
+                out.detail(f"{one.model}: {done[-1].outcome}, after {time.monotonic() - began:.1f} s")
     except KeyboardInterrupt:
-        stopped = Interrupted("stopped; what has come is kept", hint=f"go on with: qmd-remote pull{again}")
+        stopped = Interrupted("stopped; what has come is kept", hint="go on with: qmd-remote pull")
         return out.fail(stopped, _data(done))
     except QmdRemoteError as error:
         return out.fail(error, _data(done))
@@ -160,14 +159,6 @@ def _remark(out: Output, one: Pulled) -> None:
 
 def _data(done: list[Pulled]) -> dict[str, Any]:
     return {"models": [one.as_dict() for one in done]}
-
-
-def _again(flags: dict[str, str | None]) -> str:
-    """The flags as the user typed them."""
-    from qmd_remote.setting_values import flag_of
-
-    given = ((flag_of(name), value) for name, value in flags.items() if value is not None)
-    return "".join(f" {flag} {shlex.quote(value)}" for flag, value in given)
 
 
 def _known(name: str) -> Model:

@@ -9,7 +9,7 @@ from qmd_remote.output import Output
 app = new_app()
 
 
-@app.command(short_help="Send both services exactly what QMD sends, and judge the answers.")
+@app.command(short_help="Send both services what QMD sends, and judge the answers.")
 def test(
     url: options.Url = None,
     embed_url: options.EmbedUrl = None,
@@ -32,7 +32,11 @@ def test(
       qmd-remote test --url http://127.0.0.1:8001
       qmd-remote test --embed-url http://spark:8001 --generation-url http://spark:8000 --api-key-env SPARK_KEY
     """
-    out = Output("test", as_json=as_json, quiet=quiet, verbose=verbose, again=options.again(file, index))
+    where = options.again(file, index)
+    asked = {"url": url, "embed_url": embed_url, "generation_url": generation_url}
+    key = {"api_key_env": api_key_env, "api_key_file": api_key_file}
+    given = " ".join(filter(None, (where, options.typed({**asked, **key}))))
+    out = Output("test", as_json=as_json, quiet=quiet, verbose=verbose, again=where, given=given)
 
     def body() -> int:
         from qmd_remote import commands, paths

@@ -87,7 +87,13 @@ def check(out: Output, path: Path, *, index: str, by_rule: bool, offline: bool) 
     asked = checked.sound and not offline
     if asked:
         with out.progress("asking the services"):
-            checked = config_check.check_answers(checked, config_facts.ask(checked))
+            answers = config_facts.ask(checked)
+        checked = config_check.check_answers(checked, answers)
+        for url in dict.fromkeys(filter(None, (checked.embed_url, checked.generation_url))):
+            cause = answers.causes.get(url)
+            out.detail(f"{config_check.without_secrets(url)}: {cause.message if cause else 'answers'}")
+        told = [f"{role} {name}" for role, name in vars(answers.models).items() if name]
+        out.detail(f"models there: {', '.join(told) or 'not told'}")
     chosen_by = _chosen_by() if by_rule else "--file"
     _tell(out, checked, chosen_by)
     data = _data(out, checked) | {"chosen_by": chosen_by, "asked": asked}

@@ -22,7 +22,11 @@ def read_file(path: str | Path) -> str:
         key = Path(path).expanduser().read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError, RuntimeError) as error:  # RuntimeError: ~name of nobody
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise ConfigError(f"the API key file {path} cannot be read: {reason}", code="key.unreadable") from error
+        raise ConfigError(
+            f"the API key file {path} cannot be read: {reason}",
+            hint="name a readable file that holds the key; qmd-remote key rotate makes qmd-remote's own",
+            code="key.unreadable",
+        ) from error
     if not is_sendable(key):
         raise ConfigError(
             f"the API key file {path} must hold one key: ASCII, no spaces inside",

@@ -39,9 +39,10 @@ def crashes(out: Output, service: str | None, lines: int | None, *, stamps: bool
     return out.finish({})
 
 
-def require_alone(*, since: str | None, follow: bool) -> None:
+def require_alone(service: str | None, *, since: str | None, follow: bool) -> None:
     """Raise UsageError for options that make no sense with --crash."""
     if since is not None or follow:
         raise UsageError(
-            "--crash shows one crash as a whole: leave out --since and --follow", hint="qmd-remote logs --crash"
+            "--crash shows one crash as a whole: leave out --since and --follow",
+            hint=" ".join(filter(None, ("qmd-remote logs --crash", service))),
         )

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON envelope on stdout, for scripts.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
 
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more: the services' logs, what is sent, timings.")]
+
+def _one_volume(ctx: typer.Context, value: bool) -> bool:
+    """Refuse --quiet together with --verbose."""
+    if value and (ctx.params.get("quiet") or ctx.params.get("verbose")):
+        raise typer.BadParameter("--quiet and --verbose exclude each other", ctx=ctx)
+    return value
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results, warnings and errors.", callback=_one_volume)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more about what is done.", callback=_one_volume)]
+
+
+def typed(options: Mapping[str, object]) -> str:
+    """Options as a user types them, for hints; those that are None or False were not given."""
+    from qmd_remote.setting_values import flag_of
+
+    words: list[str] = []
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            if one is not None and one is not False:
+                words += [flag_of(name)] if one is True else [flag_of(name), str(one)]
+    return shlex.join(words)
 
 
 def again(file: Path | None, index: str) -> str:
@@ -23,14 +44,58 @@ def again(file: Path | None, index: str) -> str:
 
 def complete_service(incomplete: str) -> list[str]:
     """Names of services for the shell's completion."""
-    return [name for name in ("embed", "generation") if name.startswith(incomplete)]
+    return _beginning(incomplete, ("embed", "generation"))
 
 
-def complete_preset(incomplete: str) -> list[str]:
-    """Names of presets for the shell's completion."""
+def complete_preset(incomplete: str) -> list[tuple[str, str]]:
+    """Names of presets, with what they are for, for the shell's completion."""
     from qmd_remote.presets import PRESETS
 
-    return [name for name in PRESETS if name.startswith(incomplete)]
+    return [(preset.name, preset.summary) for preset in PRESETS.values() if preset.name.startswith(incomplete)]
+
+
+def complete_model(incomplete: str) -> list[tuple[str, str]]:
+    """Names of models, with their use, for the shell's completion."""
+    return _models(incomplete, ("embed", "rerank", "generation"))
+
+
+def complete_shell(incomplete: str) -> list[str]:
+    """Names of shells for the shell's completion."""
+    from qmd_remote.completion import SCRIPTS
+
+    return _beginning(incomplete, SCRIPTS)
+
+
+def _models_for(role: Literal["embed", "rerank", "generation"]) -> Callable[[str], list[tuple[str, str]]]:
+    def complete(incomplete: str) -> list[tuple[str, str]]:
+        return _models(incomplete, (role,))
+
+    return complete
+
+
+def _models(incomplete: str, roles: Iterable[str]) -> list[tuple[str, str]]:
+    from qmd_remote.catalogue import CATALOGUE
+
+    known = [model for model in CATALOGUE.values() if model.role in roles]
+    return [(model.id, model.use) for model in known if model.id.startswith(incomplete)]
+
+
+def _choices_of(setting: str) -> Callable[[str], list[str]]:
+    def complete(incomplete: str) -> list[str]:
+        from qmd_remote.settings import declared
+
+        return next(_beginning(incomplete, f.metadata["choices"]) for f in declared() if f.name == setting)
+
+    return complete
+
+
+def complete_device(incomplete: str) -> list[str]:
+    """Names of devices for the shell's completion."""
+    return _beginning(incomplete, ("auto", "cuda", "mps", "cpu"))
+
+
+def _beginning(incomplete: str, words: Iterable[str]) -> list[str]:
+    return [word for word in words if word.startswith(incomplete)]
 
 
 Preset = Annotated[
@@ -42,11 +107,23 @@ Preset = Annotated[
         autocompletion=complete_preset,
     ),
 ]
-EmbedModel = Annotated[str | None, typer.Option("--embed-model", metavar="ID|FOLDER", help="Embedding model.")]
-RerankModel = Annotated[
-    str | None, typer.Option("--rerank-model", metavar="ID|FOLDER", help="Reranking model (cross- or bi-encoder).")
+EmbedModel = Annotated[
+    str | None,
+    typer.Option("--embed-model", metavar="ID|FOLDER", help="Embedding model.", autocompletion=_models_for("embed")),
 ]
-Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cuda, cuda:N, mps or cpu.")]
+RerankModel = Annotated[
+    str | None,
+    typer.Option(
+        "--rerank-model",
+        metavar="ID|FOLDER",
+        help="Reranking model (cross- or bi-encoder).",
+        autocompletion=_models_for("rerank"),
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="cuda, cuda:N, mps or cpu.", autocompletion=complete_device),
+]
 MaxBatchSize = Annotated[int | None, typer.Option("--max-batch-size", help="Texts in one forward pass.")]
 Host = Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="Address to listen on [127.0.0.1].")]
 Port = Annotated[int | None, typer.Option("--port", help="Port of the embed server [8001].")]
@@ -63,14 +140,32 @@ TrustRemoteCode = Annotated[
     typer.Option("--trust-remote-code", metavar="MODEL", help="Let this model run code of its own; may be repeated."),
 ]
 Generation = Annotated[
-    str | None, typer.Option("--generation", metavar="ENGINE", help="process, external or off [process].")
+    str | None,
+    typer.Option(
+        "--generation",
+        metavar="ENGINE",
+        help="process, external or off [process].",
+        autocompletion=_choices_of("generation_engine"),
+    ),
 ]
 GenerationModel = Annotated[
-    str | None, typer.Option("--generation-model", metavar="ID|FOLDER", help="Generation model.")
+    str | None,
+    typer.Option(
+        "--generation-model",
+        metavar="ID|FOLDER",
+        help="Generation model.",
+        autocompletion=_models_for("generation"),
+    ),
 ]
 GenerationPort = Annotated[int | None, typer.Option("--generation-port", help="Port of generation [8000].")]
 GenerationCommand = Annotated[
-    str | None, typer.Option("--generation-command", metavar="NAME", help="vllm or transformers [what is installed].")
+    str | None,
+    typer.Option(
+        "--generation-command",
+        metavar="NAME",
+        help="vllm or transformers [what is installed].",
+        autocompletion=_choices_of("generation_command"),
+    ),
 ]
 
 Url = Annotated[str | None, typer.Option("--url", metavar="URL", help="One server that answers for everything.")]

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _ABOUT_A_FILE = re.compile(
-    r"qmd-remote (?:config (?:write|show|check|remove|edit)|test)(?![\w-])(?! --(?:file|index|url|embed-url)\b)"
+    r"qmd-remote (?:config (?:write|show|check|remove|edit)|test)(?![\w-])"
+    r"(?! --(?:file|index|url|embed-url|generation-url)\b)"
 )
 _OUR_COMMAND = re.compile(r"(?<![\w/.-])(?<!runpip )qmd-remote(?= [a-z])")
 LOG_STYLE = {"generation": "cyan", "embed": "magenta"}
@@ -38,14 +39,25 @@ class Output:
     """What one command has to say, in the mode the user asked for."""
 
     def __init__(
-        self, command: str, *, as_json: bool = False, quiet: bool = False, verbose: bool = False, again: str = ""
+        self,
+        command: str,
+        *,
+        as_json: bool = False,
+        quiet: bool = False,
+        verbose: bool = False,
+        again: str = "",
+        given: str = "",
     ) -> None:
-        """`again` is what the user typed to say which file is meant, quoted for the shell: hints repeat it."""
+        """Hints repeat what the user typed, quoted for the shell.
+
+        `again` says which file is meant, and is for every command about such a file; `given` is for this command.
+        """
         self.command = command
         self.as_json = as_json
         self.quiet = quiet
         self.verbose = verbose
         self.again = again
+        self.given = given
         self.warnings: list[dict[str, str]] = []
         self._status: Status | None = None
         self._phase = ""
@@ -150,7 +162,11 @@ class Output:
         return as_typed(self.about(text))
 
     def about(self, text: str) -> str:
-        """Commands in a text with the options that say which file this user means."""
+        """Commands in a text with what this user gave: the same command's own options, and which file is meant."""
+        if self.given:
+            # one with options of its own says something else
+            bare = rf"qmd-remote {self.command}(?![\w-])(?! -(?!-json\b))"
+            text = re.sub(bare, lambda found: f"{found[0]} {self.given}", text)
         return _ABOUT_A_FILE.sub(lambda found: f"{found[0]} {self.again}", text) if self.again else text
 
     def finish(self, data: Mapping[str, Any], *, exit_code: int = Exit.OK) -> int:

@@ -89,7 +89,11 @@ def trusting(certificate: str) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=Path(certificate).expanduser())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"the certificate {certificate} cannot be read: {reason}", code="tls.unusable") from None
+        raise ConfigError(
+            f"the certificate {certificate} cannot be read: {reason}",
+            hint="put it back there, or: qmd-remote up --tls-cert FILE --tls-key FILE",
+            code="tls.unusable",
+        ) from None
     context.check_hostname = False
     # the file may hold a server's certificate without its authority's
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN

@@ -198,7 +198,11 @@ def resolve(
         values["api_key"], origins["api_key"] = "", origins["api_key_file"]
     if values["api_key"] and not keys.is_sendable(values["api_key"]):
         where = f"{file.where('api_key')}api_key" if origins["api_key"].startswith("file") else "QMD_REMOTE_API_KEY"
-        raise ConfigError(f"{where} must hold one key: ASCII, no spaces inside", code="key.invalid")
+        raise ConfigError(
+            f"{where} must hold one key: ASCII, no spaces inside",
+            hint="correct it; qmd-remote key rotate makes a new one in qmd-remote's own file",
+            code="key.invalid",
+        )
     return Settings(**values, origins=origins)
 
 

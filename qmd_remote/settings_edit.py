@@ -160,7 +160,11 @@ def _locked() -> Iterator[None]:
     try:
         lock.acquire(timeout=LOCK_S)
     except Timeout:
-        raise ServiceFailed("another `qmd-remote settings` is changing the file", code="busy") from None
+        raise ServiceFailed(
+            "another `qmd-remote settings` is changing the file",
+            hint="try again when it has ended",
+            code="busy",
+        ) from None
     try:
         yield
     finally:

@@ -50,7 +50,11 @@ def read_text(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", code="settings.unreadable") from None
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}",
+            hint="correct that, or move it out of the way: without a settings file the defaults count",
+            code="settings.unreadable",
+        ) from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise ConfigError(
@@ -71,7 +75,11 @@ def parse_text(path: Path, text: str, known: Collection[str]) -> FileLayer:
             )
         items = value if isinstance(value, list) else [value]
         if not all(isinstance(item, str | int | float | bool) for item in items):
-            raise ConfigError(f"{layer.where(name)}{name} must be text, a number, true or false", code="settings.type")
+            raise ConfigError(
+                f"{layer.where(name)}{name} must be text, a number, true or false",
+                hint="qmd-remote settings edit",
+                code="settings.type",
+            )
     return layer
 
 

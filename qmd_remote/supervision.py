@@ -31,6 +31,7 @@ from qmd_remote.stop_wish import StopWish
 log = logging.getLogger("qmd_remote.supervision")
 
 BACKLOG = 2048
+AN_ADDRESS = "its addresses are listed by: ip address; all of them are --host 0.0.0.0"
 CANNOT_START = 127  # as a shell says it
 PR_SET_PDEATHSIG = 1
 # loaded here: between fork and exec nothing may wait for a lock that another thread held at the fork
@@ -268,7 +269,9 @@ def listen(host: str, port: int, *, holder: Callable[[int], str] = lambda _: "",
         family, kind, protocol, _, address = found[0]
         server = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"'{host}' is no address of this machine: {error}", code="bind.address") from None
+        raise ConfigError(
+            f"'{host}' is no address of this machine: {error}", hint=AN_ADDRESS, code="bind.address"
+        ) from None
     try:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind(address)
@@ -287,7 +290,9 @@ def listen(host: str, port: int, *, holder: Callable[[int], str] = lambda _: "",
                 hint=f"stop that program, or choose another port with {flag}",
                 code="port.taken",
             ) from None
-        raise ConfigError(f"'{host}' is no address of this machine: {error.strerror}", code="bind.address") from None
+        raise ConfigError(
+            f"'{host}' is no address of this machine: {error.strerror}", hint=AN_ADDRESS, code="bind.address"
+        ) from None
     server.setblocking(False)
     return server
 

@@ -65,7 +65,7 @@ def restart(out: Output, names: tuple[str, ...]) -> int:
     wanted = settings_of(records)
     planned = plan.make(wanted, hardware.probe(), paths.cache_dir())
     launch = Launch(wanted, planned, _teller(out))
-    with out.progress("restarting"):
+    with out.progress("restarting"), foreground.logs_shown(out, only_if=out.verbose):
         started = launch.restart([record.service for record in records])
     for line in up_views.started_lines(started):
         out.note(line)
@@ -172,5 +172,5 @@ def require_one_way(*, waits: bool, foreground: bool, as_json: bool) -> None:
     if foreground and as_json:
         raise UsageError(
             "--foreground shows logs until it is stopped, which is no JSON document",
-            hint="qmd-remote up --json, or beside it: qmd-remote status --json",
+            hint="leave out one of the two; beside it there is: qmd-remote status --json",
         )

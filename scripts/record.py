@@ -26,8 +26,8 @@ from rich.text import Text
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDINGS = ROOT / "docs" / "recordings"
-COLUMNS, ROWS = 100, 50
-PROMPT = "\x1b[1;32m$\x1b[0m \x1b[1m{}\x1b[0m"
+COLUMNS, ROWS = 120, 50
+PROMPT = "\x1b[1;32m$\x1b[0;1m {}\x1b[0m"
 FONT = 'ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace'
 
 # what a config looks like whose owner wonders why QMD does not use the box

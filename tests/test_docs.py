@@ -1,10 +1,13 @@
 """What README and docs claim is what the program does."""
 
+import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import typer.main
@@ -13,6 +16,7 @@ from qmd_remote.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECORDINGS = sorted((ROOT / "docs" / "recordings").glob("*.svg"))
 
 
 def shell_lines(text: str) -> list[str]:
@@ -35,7 +39,7 @@ def find(words: list[str]):
 def test_every_qmd_remote_command_in_the_docs_exists(page):
     """Each `qmd-remote …` line in a sh block names a command and options that exist."""
     for line in shell_lines(page.read_text(encoding="utf-8")):
-        words = line.split()
+        words = re.split(r"\s[|>]", line)[0].split()
         if "qmd-remote" not in words or (words[0] not in {"qmd-remote"} and "=" not in words[0]):
             continue
         command, rest = find(words[words.index("qmd-remote") + 1 :])
@@ -60,6 +64,26 @@ def test_make_targets_in_the_docs_exist():
     assert used <= targets
 
 
+def test_every_dependency_has_its_reason():
+    """Each package that pyproject.toml requires is named in docs/dependencies.md; type stubs go with their package."""
+    page = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8").lower()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    required = [
+        *project["dependencies"],
+        *(one for extra in project["optional-dependencies"].values() for one in extra),
+    ]
+    names = {re.split(r"[^\w.-]", one)[0].lower().removeprefix("types-") for one in required}
+    assert {"typer", "torch", "pytest"} <= names
+    assert not {name for name in names - {"qmd-remote"} if name not in page}
+
+
+def test_modules_in_the_architecture_exist():
+    """Each module that docs/architecture.md names is one of the package."""
+    named = set(re.findall(r"(?<![\w*])[a-z]\w*\.py", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")))
+    assert named
+    assert named <= {path.name for path in (ROOT / "qmd_remote").rglob("*.py")}
+
+
 def test_extras_in_the_readme_exist():
     """Each extra that README installs is one the package declares."""
     declared = set(metadata.metadata("qmd-remote").get_all("Provides-Extra"))
@@ -79,3 +103,77 @@ def test_the_reference_pages_are_generated_from_this_code():
     """docs/settings.md and docs/cli.md are what scripts/reference.py would write now."""
     done = subprocess.run([sys.executable, ROOT / "scripts" / "reference.py"], capture_output=True, text=True)
     assert (0, "") == (done.returncode, done.stdout)
+
+
+@pytest.fixture(scope="module")
+def recorder():
+    """scripts/record.py as a module."""
+    spec = importlib.util.spec_from_file_location("record", ROOT / "scripts" / "record.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_are_recordings_of_what_people_meet_first():
+    """up, status, test and config check are recorded."""
+    assert {"up", "status", "test", "config-check"} <= {path.stem for path in RECORDINGS}
+
+
+@pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.name)
+def test_a_recording_is_small_contacts_nobody_and_tells_of_no_machine(recording):
+    """Each SVG is well-formed, under 60 kB, shown on a page, without remote fonts and without a path outside ~."""
+    svg = recording.read_text(encoding="utf-8")
+    ElementTree.fromstring(svg)
+    assert len(svg.encode()) < 60_000
+    assert any(f"recordings/{recording.name}" in page.read_text(encoding="utf-8") for page in PAGES)
+    for outside in ("@font-face", "@import", "url(http", "url(//", "<image", "<script", "href="):
+        assert outside not in svg
+    for path in ("/work/", "/root", "/home/", "/Users/", "/tmp", "site-packages"):
+        assert path not in svg
+
+
+def shown(svg: str) -> str:
+    """The text of a drawing, line by line."""
+    rows: dict[float, str] = {}
+    for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text"):
+        if "clip-path" in text.attrib:  # the others are the window's title
+            y = float(text.attrib["y"])
+            rows[y] = rows.get(y, "") + "".join(text.itertext()).rstrip("\n")
+    return "\n".join(rows[y] for y in sorted(rows)).replace("\xa0", " ")
+
+
+@pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.name)
+def test_a_recording_shows_commands_that_exist(recording):
+    """Each prompt in a recording is followed by a command and options that exist."""
+    commands = re.findall(r"^\$ qmd-remote (.+?)\s*$", shown(recording.read_text(encoding="utf-8")), re.MULTILINE)
+    assert commands
+    for line in commands:
+        command, rest = find(line.split())
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in rest if word.startswith("-")} <= known
+
+
+def test_a_recorded_screen_ends_as_a_terminal_would(recorder):
+    """A spinner's frames replace each other and vanish, long lines wrap, and styles stay with their characters."""
+    screen = recorder.Screen(10)
+    screen.feed("\x1b[?25l\x1b[32m⠋\x1b[0m one\r\x1b[2K\x1b[32m⠙\x1b[0m two\r\x1b[2K\x1b[?25h")
+    screen.feed("a\r\nb\r\n\x1b[1A\x1b[2K0123456789ab \x1b[1;31mbad\x1b[0m\r\n")
+    assert ["a", "0123456789", "ab \x1b[0m\x1b[1;31mbad\x1b[0m"] == screen.lines()
+
+
+@pytest.mark.parametrize("output", ["\x1b[3B", "\x1b]0;title\x07", "a\tb"])
+def test_a_recorded_screen_refuses_what_it_cannot_draw(recorder, output):
+    """A control sequence that the screen does not know is an error, not a wrong picture."""
+    with pytest.raises(ValueError, match="does not know"):
+        recorder.Screen().feed(output)
+
+
+def test_a_drawing_names_no_font_of_the_network(recorder):
+    """What rich would have a browser fetch is not in the SVG, and the same lines give the same bytes."""
+    lines = ["\x1b[1;32m$\x1b[0m qmd-remote status", "ready"]
+    svg = recorder.drawing("qmd-remote status", lines)
+    assert "@font-face" not in svg
+    assert "url(http" not in svg
+    assert svg == recorder.drawing("qmd-remote status", lines)
+    assert "$ qmd-remote status\nready" in shown(svg)

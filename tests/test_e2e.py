@@ -120,8 +120,8 @@ def test_the_checks_pass(box):
     assert ("skip", "no key is set") == (key["status"], key["received"])
 
 
-def test_config_write_changes_only_its_block_and_test_reads_it(box):
-    """`config write` appends the remote block and nothing else, twice the same; `test` then follows it."""
+def test_config_write_changes_only_its_block_and_qmd_will_follow_it(box):
+    """`config write` appends the remote block and nothing else, twice the same; `config check` is content."""
     box.config.parent.mkdir(parents=True, exist_ok=True)
     box.config.write_text(INDEX, encoding="utf-8")
     assert 0 == box.run("config", "write")[0]
@@ -134,8 +134,8 @@ def test_config_write_changes_only_its_block_and_test_reads_it(box):
     assert "generate: HuggingFaceTB/SmolLM2-135M-Instruct\n" in block
     assert 0 == box.run("config", "write")[0]
     assert written == box.config.read_text(encoding="utf-8")
-    code, envelope = box.run("test")
-    assert (0, box.url) == (code, envelope["data"]["target"]["embed_url"])
+    code, envelope = box.run("config", "check")
+    assert (0, "remote", box.url) == (code, envelope["data"]["verdict"], envelope["data"]["embed_url"])
 
 
 def test_a_killed_worker_is_replaced_while_callers_wait(box):

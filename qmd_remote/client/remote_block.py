@@ -58,7 +58,7 @@ class RemoteBlock:
         for key, value in self._texts():
             if not value or not value.isprintable():
                 what = "is empty" if not value else "holds a character that cannot be printed"
-                raise UsageError(f"the value for {key} {what}")
+                raise UsageError(f"the value for {key} {what}", hint="name one, or leave that option out")
 
     @property
     def has_literal_key(self) -> bool:

@@ -136,6 +136,9 @@ class Launch:
     def _generation(self) -> Started:
         generation = self.plan.generation
         if generation.engine != "process":
+            running = services.find(GENERATION)
+            if running is not None:
+                require_background(running)
             _stop(GENERATION)
             return Started(GENERATION, generation.engine, generation.url, generation.model, reason=generation.reason)
         return self._ensure(GENERATION)

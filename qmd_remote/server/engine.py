@@ -292,7 +292,10 @@ class Engine:
             self.failure = error
         except (Exception, SystemExit) as error:  # a thread swallows the latter, and all would wait for ever
             log.exception("loading failed")
-            self.failure = ServiceFailed(f"loading the models failed: {type(error).__name__}: {error}")
+            self.failure = ServiceFailed(
+                f"loading the models failed: {type(error).__name__}: {error}",
+                hint="its log tells where: qmd-remote logs embed",
+            )
         if self.failure is not None:
             log.error("%s; %s", self.failure.message, self.failure.hint)
         self._call_back()

@@ -85,7 +85,8 @@ def without_hub(name: str) -> Source | None:
     if folder.is_dir():
         if not checkpoint.is_loadable(folder):
             raise ModelUnsupported(
-                f"the folder {name} holds no model: it needs config.json and model.safetensors (or pytorch_model.bin)"
+                f"the folder {name} holds no model: it needs config.json and model.safetensors (or pytorch_model.bin)",
+                hint="name the folder in which these files lie, or a model on the hub",
             )
         return Source(shown_id(name), folder.resolve(), "local folder")
     if _is_path(name):
@@ -145,7 +146,10 @@ def _fetch_all(name: str, commit: str, sizes: Mapping[str, int], hub: Hub, repor
         folders = checkpoint.module_folders(_fetch(name, "modules.json", commit, hub, lambda _: None).parent)
     names = checkpoint.wanted(list(sizes), folders)
     if not any(file.endswith("config.json") for file in names):
-        raise ModelUnsupported(f"{name} is on the hub, but has no config.json: it is no transformers model")
+        raise ModelUnsupported(
+            f"{name} is on the hub, but has no config.json: it is no transformers model",
+            hint="recommended models: qmd-remote models",
+        )
     snapshot = hub_cache.model_folder(name, hub.folder) / "snapshots" / commit
     missing = sum(sizes[file] for file in names if not (snapshot / file).exists())
     _require_room(name, missing - hub_download.bytes_begun(name, hub.folder), hub.folder)

@@ -172,4 +172,7 @@ def _explain(error: Exception, source: Source, purpose: str, device: Device) -> 
             hint=f"read that code first, then add --trust-remote-code {source.id}",
         )
     reason = str(error).strip().partition("\n")[0].replace(str(source.folder), source.id)
-    return ModelUnsupported(f"{source.id} cannot be loaded as {purpose}: {type(error).__name__}: {reason}")
+    return ModelUnsupported(
+        f"{source.id} cannot be loaded as {purpose}: {type(error).__name__}: {reason}",
+        hint="recommended models: qmd-remote models",
+    )

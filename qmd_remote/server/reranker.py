@@ -53,7 +53,8 @@ class CrossEncoderModel(TorchModel[Pair]):
         labels = network.num_labels
         if labels not in (1, 2):
             raise ModelUnsupported(
-                f"this model sorts texts into {labels} classes; a reranker has one score, or the classes no and yes"
+                f"this model sorts texts into {labels} classes; a reranker has one score, or the classes no and yes",
+                hint="recommended rerankers: qmd-remote models",
             )
         _bare_head(network)
         _float32_logits(network)

@@ -41,7 +41,10 @@ class TorchModel(ABC, Generic[Input]):
         self._tokenizer = network.tokenizer
         features = self._preprocess([probe])
         if getattr(features.get("attention_mask"), "ndim", 0) != 2:
-            raise ModelUnsupported("this model does not take rows of tokens, which is all this server can batch")
+            raise ModelUnsupported(
+                "this model does not take rows of tokens, which is all this server can batch",
+                hint="recommended models: qmd-remote models",
+            )
         self._names = [name for name, value in features.items() if _is_row(value) and name != "attention_mask"]
         self._constants = {name: value for name, value in features.items() if not _is_row(value)}
         self._blank = _prepared({name: np.zeros(1, dtype=np.int64) for name in self._names})
