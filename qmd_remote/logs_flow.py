@@ -21,7 +21,7 @@ def logs(out: Output, service: str | None, lines: int | None, since: str | None,
         out.note("there is no log yet: waiting for one")
     for name, text in launch_logs.stream(files, wanted, follow=follow, stamps=stamps):
         known.add(name)
-        out.raw(f"{name:<10} | {text}\n" if len(known) > 1 else f"{text}\n")
+        _show(out, name if len(known) > 1 else "", text)
     return out.finish({})
 
 
@@ -34,9 +34,16 @@ def crashes(out: Output, service: str | None, lines: int | None, *, stamps: bool
         out.note("no crash is on record")
     for name, texts in found.items():
         for text in texts:
-            shown = text if stamps else unstamped(text)
-            out.raw(f"{name:<10} | {shown}\n" if len(found) > 1 else f"{shown}\n")
+            _show(out, name if len(found) > 1 else "", text if stamps else unstamped(text))
     return out.finish({})
+
+
+def _show(out: Output, name: str, text: str) -> None:
+    """A line; with a name only where there are lines of another log, too."""
+    if name:
+        out.labelled(name, text)
+    else:
+        out.raw(f"{text}\n")
 
 
 def require_alone(service: str | None, *, since: str | None, follow: bool) -> None:

@@ -92,13 +92,23 @@ class Output:
             self.note(text)
 
     def log_line(self, service: str, text: str) -> None:
-        """A line of a service's log, by name and colour (stdout)."""
-        if self.as_json or self.quiet:
-            return
-        from rich.text import Text
+        """A line of a service's log beside the progress, by name and colour (stdout)."""
+        if not self.quiet:
+            self.labelled(service, text)
 
-        label = Text(f"{service:<10} | ", style=LOG_STYLE.get(service, ""))
-        self._console(stderr=False).print(label + Text(text), soft_wrap=True)
+    def labelled(self, service: str, text: str) -> None:
+        """A line of one of several logs, as data: by name, and on a terminal by colour (stdout)."""
+        if not self._data_console.is_terminal:
+            self.raw(f"{service:<10} | {text}\n")
+        elif not self.as_json:
+            from rich.text import Text
+
+            label = Text(f"{service:<10} | ", style=LOG_STYLE.get(service, ""))
+            self._data_console.print(label + Text(text), soft_wrap=True)
+
+    @functools.cached_property
+    def _data_console(self) -> Console:
+        return self._console(stderr=False)  # kept, since a log has many lines
 
     def warn(self, message: str, hint: str = "") -> None:
         """Say what is not as it should be, without failing."""

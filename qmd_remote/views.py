@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -36,24 +37,27 @@ def styled(state: str) -> str:
     return f"[{STATE_STYLE.get(state, BAD_STYLE)}]{escape(state)}[/]"
 
 
-def status_table(statuses: Sequence[ServiceStatus]) -> Table:
-    """`status`: problems first."""
-    rows = table("service", "state", "model", "endpoint", "device", "memory", "up for", "requests", "queue", "pid")
+def status_table(statuses: Sequence[ServiceStatus]) -> Group:
+    """`status`: problems first. In parts, since all columns beside each other are wider than a terminal."""
+    now = table("service", "state", "memory", "up for", "requests", "queue", "pid")
+    where = table("service", "model", "device", "endpoint")
+    details = []
     for status in sorted(statuses, key=lambda status: status.state == "ready"):
-        state = styled(status.state) + (f" ({escape(status.detail)})" if status.detail else "")
-        rows.add_row(
+        now.add_row(
             status.service,
-            state,
-            escape(status.model) or "–",
-            escape(status.url) or "–",
-            status.device or "–",
+            styled(status.state),
             f"{status.memory_bytes / 1e6:,.0f} MB" if status.memory_bytes else "–",
             str(timedelta(seconds=round(status.uptime_s))) if status.uptime_s is not None else "–",
             _requests(status),
             "–" if status.queued is None else f"{status.queued:,}",
             str(status.pid or "–"),
         )
-    return rows
+        if status.detail:
+            details.append(f"{status.service}: {escape(status.detail)}")
+        if status.model or status.url:
+            where.add_row(status.service, escape(status.model) or "–", status.device or "–", escape(status.url) or "–")
+    parts: list[RenderableType] = [now, *details]
+    return Group(*parts, "", where) if where.rows else Group(*parts)
 
 
 def _requests(status: ServiceStatus) -> str:

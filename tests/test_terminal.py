@@ -70,6 +70,11 @@ def on_terminal(cli_home: Path) -> Iterator[Run]:
     yield run
 
 
+def steady(text: str) -> str:
+    """A table without what time changes."""
+    return re.sub(r" +", " ", re.sub(r"\d[\d:,.]*", "0", text))
+
+
 # a pipe
 
 
@@ -84,16 +89,14 @@ def test_in_a_pipe_all_is_plain(line: str, box: None, qmd_remote: Run):
         assert not DRAWN.search(text)
 
 
-@pytest.mark.parametrize(
-    ("line", "rows"), [("status", 1 + 2), ("settings", 1 + 22), ("models", None), ("logs", 2), ("settings path", 1)]
-)
-def test_in_a_pipe_a_row_is_a_line(line: str, rows: int | None, box: None, qmd_remote: Run):
+@pytest.mark.parametrize("line", SPEAKING)
+def test_in_a_pipe_a_row_is_a_line(line: str, box: None, qmd_remote: Run):
     """However narrow the terminal is from which it is started, no row of a table is folded."""
-    wide, narrow = (qmd_remote(*line.split(), COLUMNS=columns).stdout for columns in ("200", "20"))
+    wide, narrow = (steady(qmd_remote(*line.split(), COLUMNS=columns).stdout) for columns in ("200", "20"))
     assert wide == narrow
-    if line == "settings":
-        rows = 1 + len(qmd_remote("settings", "--json").envelope()["data"]["settings"])
-    assert rows in {None, len(wide.splitlines())}
+    if line in {"status", "settings"}:
+        (rows,) = (value for value in qmd_remote(line, "--json").envelope()["data"].values() if isinstance(value, list))
+        assert 1 + len(rows) == len(wide.splitlines())
 
 
 @pytest.mark.parametrize("line", SPEAKING)
@@ -102,7 +105,7 @@ def test_data_is_on_stdout_and_the_rest_on_stderr(line: str, box: None, qmd_remo
     data = {"status": "real/embed", "settings": "embed_model", "models": "BAAI/bge-m3", "logs": "also ready"}
     done = qmd_remote(*line.split())
     assert data.get(line, "QMD") in done.stdout
-    assert done.stdout == qmd_remote(*line.split(), "--quiet").stdout
+    assert steady(done.stdout) == steady(qmd_remote(*line.split(), "--quiet").stdout)
     for said in ("settings file:", "one in detail:", "next:", "error:", "warning:"):
         assert said not in done.stdout
 
