@@ -141,11 +141,12 @@ With `--json` a command writes one document to stdout, whatever happens, and its
 
 
 def command_paths(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The words of every visible command, the root's first."""
+    """The words of every visible command, the root's first, in the order of the help."""
     yield words
-    for name, child in getattr(command, "commands", {}).items():
-        if not child.hidden:
-            yield from command_paths(child, (*words, name))
+    children = getattr(command, "commands", {})
+    for name in command.list_commands(None) if children else ():
+        if not children[name].hidden:
+            yield from command_paths(children[name], (*words, name))
 
 
 def main() -> int:

@@ -266,6 +266,17 @@ def test_a_quiet_success_says_its_result_alone(
         assert text.startswith(("warning: ", "  ")), said.err
 
 
+@pytest.mark.parametrize(("line", "detail"), [("config check", ": answers"), ("test", "→"), ("pull", "package, after")])
+def test_a_verbose_success_says_more(line: str, detail: str, world: World, in_process: Run):
+    """With --verbose stderr has the details, which are not there without it."""
+    contract = COMMANDS[line]
+    more = contract.given(world)
+    _, told = in_process(f"{line} {contract.right} -v", *more)
+    assert detail in told.err
+    _, told = in_process(f"{line} {contract.right}", *more)
+    assert detail not in told.err
+
+
 # the lists of commands
 
 

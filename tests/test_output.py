@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,6 +164,21 @@ def test_quiet_keeps_results_warnings_and_errors(capsys: pytest.CaptureFixture[s
     out.fail(QmdRemoteError("broken"))
     captured = capsys.readouterr()
     assert ("data\n", "warning: careful\nerror: broken\n") == (captured.out, captured.err)
+
+
+@pytest.mark.parametrize("colours", [True, False])
+def test_lines_of_several_logs_are_data(
+    colours: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Each has its service's name in front, in colour only where colours are shown; --quiet leaves them, JSON not."""
+    if colours:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    Output("logs", quiet=True).labelled("embed", "[bold] 1 :key:")
+    shown = capsys.readouterr().out
+    assert colours == ("\x1b[" in shown)
+    assert "embed      | [bold] 1 :key:\n" == re.sub(r"\x1b\[[\d;]*m", "", shown)
+    Output("logs", as_json=True).labelled("embed", "1")
+    assert "" == capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
