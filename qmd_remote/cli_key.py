@@ -67,7 +67,14 @@ def rotate(
     def body() -> int:
         from qmd_remote import keys, paths, services, settings, up_flow
 
-        used = _file_of(settings.resolve({}))
+        ours = settings.resolve({})
+        if ours.api_key:
+            raise ConfigError(
+                f"the key in use comes from: {ours.origins['api_key']}",
+                hint="put a new one there, and then: qmd-remote restart embed",
+                code="key.foreign",
+            )
+        used = _file_of(ours)
         if used != paths.key_file():
             raise ConfigError(
                 f"the key in use is the one in {used}, which is not ours to replace",
@@ -111,4 +118,4 @@ def _file_of(ours: Settings) -> Path:
     """The key file of the settings, else our own."""
     from qmd_remote import paths
 
-    return Path(ours.api_key_file).expanduser().absolute() if ours.api_key_file else paths.key_file()
+    return Path(paths.in_full(ours.api_key_file)) if ours.api_key_file else paths.key_file()

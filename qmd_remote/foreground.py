@@ -34,12 +34,17 @@ def run(out: Output, launch: Launch, on_ready: Callable[[tuple[Started, ...]], i
         try:
             # from now on an interruption is no failure; a start that is interrupted has been undone by `run`
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, asked)
+                if (
+                    number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+                ):  # under nohup it stays ignored
+                    signal.signal(number, asked)
             on_ready(started)
             ended = _watch(launch, stop)
         finally:
-            out.note("stopping both services; running requests are finished first")
-            launch.undo()
+            try:
+                out.note("stopping both services; running requests are finished first")
+            finally:  # the terminal may be gone, and the services are not
+                launch.undo()
     if ended is None:
         return out.finish({})
     service, code = ended

@@ -13,7 +13,7 @@ from qmd_remote.settings import Settings
 
 @dataclass(frozen=True)
 class Local:
-    """`generation_url` is None where generation is off. The key is this environment's, else the running server's."""
+    """`generation_url` is None where generation is off. The key is the running server's, else this environment's."""
 
     embed_url: str
     generation_url: str | None
@@ -36,7 +36,7 @@ def find() -> Local:
         generation_url=generation.url if generation else _beside(embed, ours),
         embed=embed,
         generation=generation,
-        key=ours.key or (embed.key() if embed else ""),
+        key=(embed.key() if embed else "") or ours.key,
     )
 
 

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
 
-from qmd_remote.errors import ConfigError, UsageError
+from qmd_remote.errors import ConfigError, QmdRemoteError, UsageError
 
 APP = "qmd-remote"
 
@@ -62,6 +63,43 @@ def home_env(env: Mapping[str, str] = os.environ) -> dict[str, str]:
 def log_file(service: str, env: Mapping[str, str] = os.environ) -> Path:
     """The log of one service ("embed", "generation")."""
     return log_dir(env) / f"{service}.log"
+
+
+def in_full(text: str, *, follow: bool = False) -> str:
+    """The name of a local file or folder that exists, as an absolute path; other names (of models, say) as they are.
+
+    Links in it are kept, since what they lead to may be replaced, unless `follow` says otherwise.
+    """
+    try:
+        path = Path(text).expanduser()
+        if not text or not path.exists():
+            return text
+        return str(path.resolve() if follow else path.absolute())
+    except (RuntimeError, OSError):  # ~name of nobody; a name too long for a path
+        return text
+
+
+@contextmanager
+def locked(name: str, *, wait_s: float, busy: QmdRemoteError) -> Iterator[None]:
+    """Hold the lock of this name, which no two processes have at once. Raises `busy`, or ConfigError."""
+    from filelock import FileLock, Timeout
+
+    path = make_private(run_dir()) / f"{name}.lock"
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=wait_s)
+    except Timeout:
+        raise busy from None
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror}",
+            hint="set QMD_REMOTE_HOME to a folder of yours",
+            code="home.unusable",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def make_private(folder: Path) -> Path:

@@ -11,15 +11,14 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock, Timeout
 
-from qmd_remote import keys, paths
+from qmd_remote import atomic, keys, paths
 from qmd_remote.errors import ConfigError, ServiceFailed, UsageError
 from qmd_remote.setting_values import did_you_mean
 from qmd_remote.settings import Settings, declared
@@ -34,6 +33,7 @@ NOT_IN_SPEC = frozenset({"preset", "api_key", "api_key_file", "stall_limit_s", "
 SHARED = frozenset({"shutdown_limit_s"})  # by both services
 
 POLL_S = 0.1
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 STAYS_WITH_PARENT = "QMD_REMOTE_STAYS_WITH_PARENT"  # "1": the service belongs to an `up --foreground`
 
 # create_time comes from a clock that may be stepped; pids are not reused within seconds
@@ -45,6 +45,7 @@ class Record:
     """A running service: its supervisor's pid and creation time, where it answers, what runs there and with what.
 
     `beside` tells where generation is ("engine", "url"): for one that is none of our processes nobody else knows.
+    `identity` tells the process from others with its pid, where the system has something better than `created`.
     `key_file` and `tls_cert` are what this machine's own commands need to reach the service; the key itself is nowhere.
     """
 
@@ -59,6 +60,7 @@ class Record:
     beside: Mapping[str, str] = field(default_factory=dict)
     key_file: str = ""
     tls_cert: str = ""
+    identity: str = ""
 
     def key(self) -> str:
         """The key that the service was started with, if it lies in a file that can be read; else empty."""
@@ -96,8 +98,21 @@ def spec_of(service: str, settings: Settings) -> dict[str, Any]:
     }
     if not ours:
         values["generation_at"] = settings.generation_at
-        values["api_key"] = hashlib.sha256(settings.key.encode()).hexdigest()[:12] if settings.key else ""
+        values["api_key"] = _digest(settings.key.encode())
+        # a certificate is renewed in its place
+        values["certificate"] = _digest(_content(settings.tls_cert))
     return values
+
+
+def _content(path: str) -> bytes:
+    try:
+        return Path(path).expanduser().read_bytes() if path else b""
+    except (OSError, RuntimeError):  # that is told by who needs it
+        return b""
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12] if content else ""
 
 
 def beside_of(settings: Settings) -> dict[str, str]:
@@ -110,13 +125,19 @@ def key_file_of(settings: Settings) -> str:
     return "" if settings.api_key else settings.api_key_file
 
 
+def refreshed(record: Record, settings: Settings) -> Record:
+    """The record of a service that goes on as it is, with what may have moved around it."""
+    moved: dict[str, Any] = {"beside": beside_of(settings)}
+    if record.service == EMBED:
+        moved["key_file"] = key_file_of(settings)
+    return replace(record, **moved)
+
+
 def write(record: Record) -> None:
     """Put a record in its place, whole."""
     paths.make_private(paths.run_dir())
     path = record_file(record.service)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(asdict(record)), encoding="utf-8")
-    draft.replace(path)
+    atomic.put(path, json.dumps(asdict(record)), mode=0o600)
 
 
 @contextmanager
@@ -126,7 +147,12 @@ def registered(service: str, settings: Settings, *, url: str, model: str, progra
     spec = spec_of(service, settings)
     reached = {} if service == GENERATION else {"key_file": key_file_of(settings), "tls_cert": settings.tls_cert}
     preset, beside = settings.preset, beside_of(settings)
-    write(Record(service, me.pid, me.create_time(), url, model, program, preset, spec, beside, **reached))
+    identity = identity_of(me.pid)
+    write(
+        Record(
+            service, me.pid, me.create_time(), url, model, program, preset, spec, beside, identity=identity, **reached
+        )
+    )
     if os.environ.get(STAYS_WITH_PARENT) != "1":
         outlive_parent()  # from here on `down` finds this process, even if the `up` that started it is killed
     path = record_file(service)
@@ -153,7 +179,10 @@ def process_of(record: Record) -> psutil.Process | None:
     """The live process of a record, or None when it is gone or its pid belongs to another process now."""
     try:
         process = psutil.Process(record.pid)
-        same = abs(process.create_time() - record.created) < CREATE_TIME_TOLERANCE_S
+        if record.identity:
+            same = record.identity == identity_of(record.pid)
+        else:
+            same = abs(process.create_time() - record.created) < CREATE_TIME_TOLERANCE_S
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None
@@ -167,6 +196,20 @@ def foreground_owner(record: Record) -> int | None:
         return parent.pid if parent and "--foreground" in parent.cmdline() else None
     except psutil.Error:
         return None
+
+
+def identity_of(pid: int) -> str:
+    """What no other process ever has: this boot, and the tick of it in which the process began. Linux; else empty.
+
+    A time of day would not do: clocks are set, on a board without a battery minutes after `up` at boot.
+    """
+    try:
+        boot = BOOT_ID.read_text(encoding="ascii").strip()
+        # the name in parentheses may hold anything; 22nd field of proc_pid_stat(5)
+        ticks = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+    return f"{boot}/{ticks}"
 
 
 def stop(record: Record, *, grace_s: float = 60.0) -> bool:
@@ -206,9 +249,12 @@ def _still_alive(processes: Sequence[psutil.Process], limit_s: float) -> list[ps
 
 def _lives(process: psutil.Process) -> bool:
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            return True
+        process.wait(0)  # reaps one that ended since it was last waited for, if it is our child
+    except (psutil.NoSuchProcess, psutil.TimeoutExpired):
+        pass
+    return False
 
 
 def descendants(process: psutil.Process) -> list[psutil.Process]:
@@ -219,22 +265,14 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-@contextmanager
-def exclusive() -> Iterator[None]:
+def exclusive() -> AbstractContextManager[None]:
     """Let one `up` or `down` work at a time; the other learns so at once."""
-    lock = FileLock(paths.make_private(paths.run_dir()) / "up.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ServiceFailed(
-            "another `qmd-remote up` or `down` is at work on this machine",
-            hint="wait for it to end, then look at: qmd-remote status",
-            code="busy",
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    busy = ServiceFailed(
+        "another `qmd-remote up` or `down` is at work on this machine",
+        hint="wait for it to end, then look at: qmd-remote status",
+        code="busy",
+    )
+    return paths.locked("up", wait_s=0, busy=busy)
 
 
 def port_holder(port: int) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import tomlkit
-from filelock import FileLock, Timeout
 
 from qmd_remote import atomic, paths, settings_file
 from qmd_remote.errors import ConfigError, ServiceFailed, UsageError
@@ -47,17 +46,8 @@ def value_for(name: str, text: str) -> Any:
     if name == "device":
         require_device_name(value)
     if isinstance(value, tuple):
-        return [_absolute(item) for item in value]
-    return _absolute(value) if name in FILES | MODELS else value
-
-
-def _absolute(text: str) -> str:
-    """A local path in full; links in it are kept, since what they lead to may be replaced. Other names as they are."""
-    try:
-        path = Path(text).expanduser()
-        return str(path.absolute()) if text and path.exists() else text
-    except (RuntimeError, OSError):  # ~name of nobody; a name too long for a path
-        return text
+        return [paths.in_full(item) for item in value]
+    return paths.in_full(value) if name in FILES | MODELS else value
 
 
 def store(path: Path, values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -153,22 +143,12 @@ def _edited(path: Path, edit: Callable[[], str], expected: Mapping[str, Any]) ->
     )
 
 
-@contextmanager
-def _locked() -> Iterator[None]:
+def _locked() -> AbstractContextManager[None]:
     """One change at a time: two that read the same file would lose one of them."""
-    lock = FileLock(paths.make_private(paths.run_dir()) / "settings.lock")
-    try:
-        lock.acquire(timeout=LOCK_S)
-    except Timeout:
-        raise ServiceFailed(
-            "another `qmd-remote settings` is changing the file",
-            hint="try again when it has ended",
-            code="busy",
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    busy = ServiceFailed(
+        "another `qmd-remote settings` is changing the file", hint="try again when it has ended", code="busy"
+    )
+    return paths.locked("settings", wait_s=LOCK_S, busy=busy)
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict
 
 from qmd_remote import settings, views
-from qmd_remote.errors import Exit, NotRunning, UsageError
+from qmd_remote.errors import ConfigError, Exit, NotRunning, UsageError
 from qmd_remote.launch import status
 from qmd_remote.launch.status import ServiceStatus
 from qmd_remote.launch.up import TITLES
@@ -44,7 +44,11 @@ def watch(out: Output) -> int:
 
 
 def _look() -> tuple[ServiceStatus, ...]:
-    return status.look(settings.resolve({}).key)
+    try:
+        key = settings.resolve({}).key
+    except ConfigError:  # what runs can be seen all the same, and its own record knows its key
+        key = ""
+    return status.look(key)
 
 
 def _cure(one: ServiceStatus) -> str:

@@ -166,7 +166,7 @@ class Supervisor:
         return code
 
     async def _until_its_end(self, process: asyncio.subprocess.Process) -> int:
-        tie = _leash(process.pid)
+        tie = leashed(process.pid)
         ended = asyncio.ensure_future(process.wait())
         stop = asyncio.ensure_future(self.stopping.wait())
         watch = asyncio.ensure_future(self._watch_readiness())
@@ -235,7 +235,7 @@ class Supervisor:
             await asyncio.gather(helper, return_exceptions=True)
 
 
-def _leash(group: int) -> leash.Leash | None:
+def leashed(group: int) -> leash.Leash | None:
     """What ends the child's whole group if we are killed; None, with a warning, when the system refuses."""
     try:
         return leash.watch(group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from urllib.parse import urlsplit
 
 from qmd_remote import foreground, keys, paths, services, settings, up_views
 from qmd_remote.client import checks, qmd_config
@@ -63,6 +64,11 @@ def restart(out: Output, names: tuple[str, ...]) -> int:
         what = f"the {missing[0]} is not running" if missing else "neither service is running"
         raise NotRunning(what, hint="qmd-remote up")
     wanted = settings_of(records)
+    if any(record.service == EMBED for record in records):
+        # what is wrong with them is told while the old server still runs
+        require_safe_bind(wanted)
+        server_tls(wanted)
+        services.spec_of(EMBED, wanted)
     planned = plan.make(wanted, hardware.probe(), paths.cache_dir())
     launch = Launch(wanted, planned, _teller(out))
     with out.progress("restarting"), foreground.logs_shown(out, only_if=out.verbose):
@@ -80,7 +86,8 @@ def settings_of(records: list[Record]) -> Settings:
     flags = {name: value for record in records for name, value in record.spec.items() if name in NAMES}
     for record in records:
         if record.service == EMBED:
-            flags |= {"api_key_file": record.key_file or None, "preset": record.preset or None}
+            flags |= {"api_key_file": record.key_file or None, **_generation_of(record)}
+        flags["preset"] = flags.get("preset") or record.preset or None
     wanted = settings.resolve(flags)
     for record in records:
         if record.service == EMBED and not record.key_file:
@@ -93,6 +100,13 @@ def settings_of(records: list[Record]) -> Settings:
             if not record.spec.get("api_key"):
                 wanted = replace(wanted, api_key="", api_key_file="")
     return wanted
+
+
+def _generation_of(embed: Record) -> dict[str, object]:
+    """Where the running embed server was told that generation is, as settings."""
+    engine = embed.beside.get("engine") or None
+    port = urlsplit(str(embed.spec.get("generation_at") or "")).port if engine == "process" else None
+    return {"generation_engine": engine, "generation_url": embed.beside.get("url"), "generation_port": port}
 
 
 NAMES = frozenset(f.name for f in settings.declared()) - {"api_key"}

@@ -25,6 +25,7 @@ POLLED = frozenset({"/health", "/v1/models"})  # asked again and again by machin
 WHAT = "the generation service"
 RETRY_S = 0.1
 CHUNK = 65536
+ARRIVAL_S = 60.0  # for a whole request to arrive, however long one may wait for its answer
 HEAD_LIMIT = 65536  # bytes of a request's head
 BODY_LIMIT = 16 * 1024 * 1024
 SILENCE_S = 600.0  # between two bytes of an answer; a long answer that is not streamed comes all at once
@@ -128,7 +129,7 @@ class Relay:
                     await refuse(reader, writer, error)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async with asyncio.timeout(self._door.patience_s):
+        async with asyncio.timeout(ARRIVAL_S):
             request = await _receive(reader, writer, self._door.adapt)
         if request is None:
             return

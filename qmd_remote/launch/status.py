@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +47,8 @@ class ServiceStatus:
 def look(key: str = "") -> tuple[ServiceStatus, ...]:
     """The status of every service. `key` is this environment's; the one that a service's record knows is used first."""
     embed = services.find(EMBED)
-    external = embed.beside.get("url") if embed and embed.beside.get("engine") == "external" else None
-    return tuple(_service(name, services.find(name), key, external) for name in services.SERVICES)
+    beside = embed.beside if embed else {}
+    return tuple(_service(name, services.find(name), key, beside) for name in services.SERVICES)
 
 
 def exit_code(statuses: tuple[ServiceStatus, ...]) -> Exit:
@@ -58,15 +59,17 @@ def exit_code(statuses: tuple[ServiceStatus, ...]) -> Exit:
     return Exit.OK if all(status.state in {"ready", "external"} for status in running) else Exit.FAILED
 
 
-def _service(name: str, record: Record | None, key: str, external: str | None) -> ServiceStatus:
+def _service(name: str, record: Record | None, key: str, beside: Mapping[str, str]) -> ServiceStatus:
     process = services.process_of(record) if record else None
     if record is None or process is None:
-        if name == GENERATION and external:
-            return ServiceStatus(name, "external", url=external)
+        if name == GENERATION and beside.get("engine") == "external":
+            return ServiceStatus(name, "external", url=beside.get("url", ""))
         if services.record_file(name).exists():
             return ServiceStatus(name, "failed", detail="its supervisor was killed")
         if cause := why_it_failed(name):
             return ServiceStatus(name, "failed", detail=f"it could not start: {cause}")
+        if name == GENERATION and beside.get("engine") == "process":
+            return ServiceStatus(name, "failed", detail="it ended, and the embed server counts on it")
         return ServiceStatus(name, "not running")
     with _client(record, key) as client:
         state, detail, facts = _ask(client)

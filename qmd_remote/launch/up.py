@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from qmd_remote import leash, logbook, paths, services
+from qmd_remote import logbook, paths, services, supervision
 from qmd_remote.errors import ServiceFailed
 from qmd_remote.launch import diagnose, status, wait
 from qmd_remote.launch.phases import Phase
@@ -29,7 +28,7 @@ from qmd_remote.supervision import end_with_parent, listen, python_module
 STOP_MARGIN_S = 30.0  # beyond the time that running requests get: for the supervisor and for what it supervises
 REGISTERED_S = 60.0  # a supervisor needs less than a second where nothing else is going on
 TITLES = {EMBED: "embed server", GENERATION: "generation engine"}
-NOTHING = ("already running", "external", "off")  # what is done about a service for which nothing is to be done
+DIGESTS = frozenset({"api_key", "certificate"})  # what a record keeps of them tells a person nothing
 
 OnPhase = Callable[[str, Phase], None]
 
@@ -55,25 +54,18 @@ class Adopted:
     record: Record
 
     def poll(self) -> int | None:
-        """None while the process lives; its exit code cannot be known by others than its parent."""
-        return None if services.process_of(self.record) else -1
+        """None while the process lives; its exit code cannot be known by others than its parent: UNKNOWN then."""
+        return None if services.process_of(self.record) else wait.UNKNOWN
 
 
 def absolute(settings: Settings) -> Settings:
     """The settings with local folders and files as absolute paths, since services run in a folder of their own."""
     names = ("embed_model", "rerank_model", "generation_model", "api_key_file")
-    changes: dict[str, Any] = {name: _absolute(getattr(settings, name)) for name in names}
+    changes: dict[str, Any] = {name: paths.in_full(getattr(settings, name), follow=True) for name in names}
     # a renewed certificate is put behind the same link
-    changes |= {name: _absolute(getattr(settings, name), follow=False) for name in ("tls_cert", "tls_key")}
-    changes["trust_remote_code"] = tuple(_absolute(name) for name in settings.trust_remote_code)
+    changes |= {name: paths.in_full(getattr(settings, name)) for name in ("tls_cert", "tls_key")}
+    changes["trust_remote_code"] = tuple(paths.in_full(name, follow=True) for name in settings.trust_remote_code)
     return dataclasses.replace(settings, **changes)
-
-
-def _absolute(name: str, *, follow: bool = True) -> str:
-    path = Path(name).expanduser()
-    if not name or not path.exists():
-        return name
-    return str(path.resolve() if follow else path.absolute())
 
 
 class Launch:
@@ -153,7 +145,7 @@ class Launch:
         if changed or self.foreground:
             return self._replace(service, changed)
         # it goes on as it is, and generation may have moved
-        services.write(dataclasses.replace(record, beside=services.beside_of(self.settings)))
+        services.write(services.refreshed(record, self.settings))
         if self.waits:
             self._wait(record.url, Adopted(record), service)
         return _started(record, "already running", 0.0, ())
@@ -163,6 +155,8 @@ class Launch:
         if record is not None:
             require_background(record)
             why = f", since its settings changed ({'; '.join(changed)})" if changed else ""
+            if not record.url.endswith(f":{self._place(service)[1]}"):
+                self._require_free_port(service)  # before the one that runs is stopped
             self.on_phase(service, Phase(f"stopping{why}"))
         _stop(service)
         self._require_free_port(service)
@@ -196,11 +190,14 @@ class Launch:
 
     def _require_free_port(self, service: str) -> None:
         """Raise PrerequisiteError when somebody else listens where the service should: its answers are not ours."""
-        where = (self.settings.host, self.settings.port, "--port")
-        if service == GENERATION:
-            where = ("127.0.0.1", self.settings.generation_port, "--generation-port")
-        host, port, flag = where
+        host, port, flag = self._place(service)
         listen(host, port, holder=services.port_holder, flag=flag).close()
+
+    def _place(self, service: str) -> tuple[str, int, str]:
+        """The address and port of a service, and the option that names the port."""
+        if service == GENERATION:
+            return "127.0.0.1", self.settings.generation_port, "--generation-port"
+        return self.settings.host, self.settings.port, "--port"
 
     def _spawn(self, service: str) -> psutil.Popen:
         """Start a service's supervisor, out of reach of the terminal's Ctrl-C; its output goes to a fresh log file.
@@ -231,7 +228,7 @@ class Launch:
         self.begun[service] = process
         if self.foreground:
             # in a session of its own a leash could not join the group
-            hold = leash.watch(process.pid)
+            hold = supervision.leashed(process.pid)
             if hold is not None:
                 self.leashes.callback(hold.release)
         return process
@@ -307,7 +304,7 @@ def differences(record: Record, settings: Settings) -> tuple[str, ...]:
     """The settings that differ between a running service and what is wanted, as "name: old → new"; keys unseen."""
     wanted = services.spec_of(record.service, settings)
     return tuple(
-        name if name == "api_key" else f"{name}: {_shown(record.spec.get(name))} → {_shown(value)}"
+        name if name in DIGESTS else f"{name}: {_shown(record.spec.get(name))} → {_shown(value)}"
         for name, value in wanted.items()
         if record.spec.get(name) != value
     )

@@ -18,6 +18,7 @@ from qmd_remote.launch.phases import Phase
 from qmd_remote.reach import trusting
 
 POLL_S = 0.15
+UNKNOWN = -1000  # the exit code of a process that is not our child; no signal has this number
 
 
 class Process(Protocol):
@@ -69,7 +70,8 @@ def until_ready(
         while True:
             code = process.poll()
             if code is not None:
-                raise diagnose.to_error(service, read_tail(log_file), f"ended with exit code {code}", _see(log_file))
+                how = "ended" if code == UNKNOWN else f"ended with exit code {code}"
+                raise diagnose.to_error(service, read_tail(log_file), how, _see(log_file))
             waited = ask(client, url)
             if waited.ready:
                 return clock() - started

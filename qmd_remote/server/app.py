@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from qmd_remote import __version__
 from qmd_remote import settings as settings_module
 from qmd_remote.errors import ApiError, NotFound
+from qmd_remote.reach import require_safe_bind
 from qmd_remote.server import gateway
 from qmd_remote.server.access_log import AccessLog
 from qmd_remote.server.auth import KeyAuth
@@ -37,7 +38,9 @@ def create_app(settings: Settings | None = None, *, engine: Engine | None = None
 
     `settings` default to the environment's. Raises ConfigError or UsageError for settings that are wrong.
     """
-    settings = settings_module.resolve() if settings is None else settings
+    if settings is None:
+        settings = settings_module.resolve()
+        require_safe_bind(settings)
     metrics = Metrics()
     watchers: list[Watcher] = [metrics, AccessLog()] if settings.access_log else [metrics]
     app = _Watched(
