@@ -106,3 +106,12 @@ def test_wrong_settings_are_said(cli_home: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("QMD_REMOTE_GENERATION_PORT", "x")
     with pytest.raises(ConfigError, match="QMD_REMOTE_GENERATION_PORT"):
         local.find()
+
+
+def test_a_running_server_is_met_with_its_own_key(cli_home: Any, runs: Any, monkeypatch: pytest.MonkeyPatch):
+    """A variable that holds the key of another box does not hide the key that the server here was started with."""
+    path = cli_home / "key"
+    path.write_text(SECRET + "\n", encoding="utf-8")
+    monkeypatch.setenv("QMD_REMOTE_API_KEY", "the-key-of-another-box")
+    runs("embed", "http://127.0.0.1:1", key_file=str(path))
+    assert SECRET == local.find().key

@@ -315,3 +315,13 @@ def test_a_clock_that_is_set_a_little_does_not_hide_a_service(start):
     process, _ = start(SLEEPER)
     record = record_of(process.pid)
     assert services.process_of(replace(record, created=record.created + 1)) is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the tick in which a process began")
+@pytest.mark.parametrize(("identity", "found"), [("", False), ("another/1", False), (None, True)])
+def test_a_clock_that_is_set_hides_no_service(identity: str | None, found: bool):
+    """A process is known by its boot and tick, whatever the time of day says; another tick is another process."""
+    me = os.getpid()
+    known = services.identity_of(me) if identity is None else identity
+    services.write(Record(EMBED, me, psutil.Process().create_time() - 3600, "", identity=known))
+    assert found == (services.find(EMBED) is not None)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qmd_remote.errors import ConfigError
+from qmd_remote.server.app import create_app
 from qmd_remote.server.auth import has_key
 
 KEY = "s3cret-kéy"  # not ASCII on purpose
@@ -95,3 +98,13 @@ def test_only_the_key_itself_passes(given_key, key):
     """For every pair of byte strings: equal passes (white space around it aside), anything else does not."""
     sent = [(b"host", b"x"), (b"authorization", b"Bearer " + given_key)]
     assert (given_key.strip() == key) == has_key(sent, key)
+
+
+def test_the_factory_refuses_strangers_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An app made from the environment's settings has a key, or an address that only this machine reaches."""
+    monkeypatch.setenv("QMD_REMOTE_HOME", str(tmp_path))
+    monkeypatch.setenv("QMD_REMOTE_HOST", "0.0.0.0")
+    monkeypatch.delenv("QMD_REMOTE_API_KEY", raising=False)
+    with pytest.raises(ConfigError) as caught:
+        create_app()
+    assert "bind.no_key" == caught.value.code
