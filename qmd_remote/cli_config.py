@@ -40,7 +40,7 @@ def write(
 ) -> None:
     """Write the remote: block of QMD's index.yml; not one byte outside that block changes.
 
-    Without URLs, those of the services that run here are written.
+    Without URLs, those of the services that run here are written; where none runs, those in the file stay.
 
     \b
     Examples:
@@ -63,6 +63,7 @@ def write(
             generation_url=generation_url,
             key_variable=api_key_env,
             literal=api_key_literal,
+            there=qmd_config.read(path),
         )
         change = qmd_config.plan_write(path, wanted)
         if not dry_run:

@@ -87,6 +87,8 @@ def rotate(
         uses_it = record is not None and record.key_file == str(path)
         if uses_it and restart:
             return up_flow.restart(out, (services.EMBED,))
+        if record is not None and not uses_it:
+            out.note("the embed server that runs here does not use this file")
         if uses_it:
             out.warn("the embed server still takes the old key", hint="qmd-remote restart embed")
         return out.finish({"path": path, "restart_needed": uses_it})

@@ -32,11 +32,19 @@ def settings_from(flags: dict[str, Any]) -> tuple[Settings, str]:
     if resolved.preset:
         return resolved, ""
     # a plain `up` must not tear down what a named preset has built
-    running = [record.preset for name in services.SERVICES if (record := services.find(name)) and record.preset]
+    # a service that was killed counts too: it is what `status` says to start again
+    running = [record.preset for name in services.SERVICES if (record := services.read(name)) and record.preset]
     if running:
         return settings.resolve(flags, preset=running[0], preset_origin="running services"), "it is what runs now"
     preset, why = plan.choose_preset(hardware.probe())
     return settings.resolve(flags, preset=preset), why
+
+
+def _tidy_up_when_told_to_end() -> None:
+    """A plain `kill` and a closed terminal undo a start like Ctrl-C does; under nohup the latter is ignored."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 @app.command(short_help="Start both services and wait until they are ready.")
@@ -89,8 +97,7 @@ def up(
         from qmd_remote import up_flow
 
         up_flow.require_one_way(waits=not no_wait, foreground=foreground, as_json=as_json)
-        # a plain `kill` must tidy up like Ctrl-C does
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _tidy_up_when_told_to_end()
         return up_flow.up(out, *settings_from(flags), up_flow.How(waits=not no_wait, foreground=foreground))
 
     run(out, body)
@@ -117,7 +124,7 @@ def restart(
     def body() -> int:
         from qmd_remote import services, up_flow
 
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _tidy_up_when_told_to_end()
         return up_flow.restart(out, (services.require_name(service),) if service else ())
 
     run(out, body)
@@ -155,7 +162,8 @@ def logs(
         str | None, typer.Argument(help="embed or generation [both].", autocompletion=options.complete_service)
     ] = None,
     lines: Annotated[
-        int | None, typer.Option("--lines", "-n", help="How many lines, counted from the end [50, or all of --since].")
+        int | None,
+        typer.Option("--lines", "-n", min=0, help="How many lines, from the end [50, or all of --since]."),
     ] = None,
     since: Annotated[
         str | None, typer.Option("--since", help="Only what came since: 45s, 10m, 2h, 1d ago, or an ISO time.")
@@ -242,7 +250,7 @@ def serve(
     Examples:
       qmd-remote serve
       EMBED_MODEL=BAAI/bge-m3 qmd-remote serve --port 9001
-      qmd-remote serve --host 0.0.0.0 --api-key-file ~/.config/qmd-remote/key
+      qmd-remote serve --host 0.0.0.0 --api-key-file ~/.config/qmd-remote/api-key
     """
     flags = {name: value for name, value in locals().items() if name not in NOT_SETTINGS}
     out = Output("serve", as_json=as_json, given=options.typed(flags))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from qmd_remote.errors import Exit, Interrupted, QmdRemoteError
+from qmd_remote.errors import Exit, Interrupted, PrerequisiteError, QmdRemoteError
 from qmd_remote.output import Output
 
 
@@ -35,6 +36,12 @@ def run(out: Output, body: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:  # `qmd-remote logs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = Exit.OK
+    except OSError as error:  # a full disk, a file of somebody else: no bug of ours, and no case of its own
+        if os.environ.get("QMD_REMOTE_DEBUG") == "1":
+            raise
+        what = f"{error.filename}: " if error.filename else ""
+        hint = "free some space (df -h)" if error.errno == errno.ENOSPC else "check who owns it and who may write it"
+        code = out.fail(PrerequisiteError(f"{what}{error.strerror or error}", hint=hint, code="system"))
     except Exception as error:
         if os.environ.get("QMD_REMOTE_DEBUG") == "1":
             raise

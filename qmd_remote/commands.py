@@ -111,6 +111,7 @@ def _from_services(here: Local, key: str) -> Target:
         key=key,
         models=checks.ModelNames(generate=here.generation.model if here.generation else None),
         generation_constrained=CONSTRAINED.get(here.generation.program) if here.generation else None,
+        names=False,  # they are met by loopback, which is not how QMD is told to meet them
     )
 
 

@@ -7,16 +7,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from qmd_remote import editor, local, presets
+from qmd_remote import editor, local, presets, settings
 from qmd_remote.client import checks, config_check, config_facts, qmd_config
 from qmd_remote.client.config_check import Checked
 from qmd_remote.client.config_values import Finding
+from qmd_remote.client.qmd_config import RemoteConfig
 from qmd_remote.client.remote_block import KEEP, Keep, ModelNames, RemoteBlock, require_variable
 from qmd_remote.errors import ConfigError, Exit, ServiceFailed, UsageError
 from qmd_remote.output import Output
 
 KEY_VARIABLE = "QMD_REMOTE_API_KEY"
-NOWHERE = "http://127.0.0.1:8000"
 SEVERITY_STYLE = {"error": "bold red", "warning": "yellow", "info": "dim"}
 DESIGN = ModelNames(presets.DESIGN_EMBED, presets.DESIGN_GENERATION, presets.DESIGN_RERANK)
 
@@ -29,8 +29,11 @@ def wanted_block(
     generation_url: str | None,
     key_variable: str | None,
     literal: bool,
+    there: RemoteConfig | None = None,
 ) -> RemoteBlock:
     """Settle the block; what could not be learnt from a server is said as a warning.
+
+    Where no URL is given and nothing runs here, the URLs of the block that is `there` stay: another machine is meant.
 
     Raises UsageError for contradicting options, ConfigError for a key that is asked for and not there.
     """
@@ -38,29 +41,46 @@ def wanted_block(
         raise UsageError("--url stands for both services", hint="leave out --embed-url and --generation-url")
     if key_variable:
         require_variable(key_variable)
-    one = qmd_config.normalise_url(url) if url else None
     here = local.find()
+    kept: RemoteConfig | None = None
+    if there and there.present and not there.problem and not (here.running or url or embed_url or generation_url):
+        kept = there
+        url, embed_url, generation_url = there.url, there.embed_url, there.generation_url
+        if url and (embed_url, generation_url) == (url, url):
+            embed_url = generation_url = None
+        else:
+            url = None
+    one = qmd_config.normalise_url(url) if url else None
+    nowhere = f"http://127.0.0.1:{settings.resolve({}).generation_port}"
     embed = one or (qmd_config.normalise_url(embed_url) if embed_url else here.embed_url)
     # QMD ignores a block with one URL only: where generation is off, a door at which nobody answers is written
-    generation = one or (qmd_config.normalise_url(generation_url) if generation_url else here.generation_url or NOWHERE)
+    generation = one or (qmd_config.normalise_url(generation_url) if generation_url else here.generation_url or nowhere)
     if (embed_url is None) != (generation_url is None):
         missing, default = ("--generation-url", generation) if embed_url else ("--embed-url", embed)
         out.warn(f"QMD needs both URLs, so {default} is written for the other one", hint=f"name it with {missing}")
-    key = os.environ.get(key_variable, "") if key_variable else here.key
+    key = os.environ.get(key_variable, "") if key_variable else (kept.api_key if kept else None) or here.key
     server = checks.fetch_models(embed, generation, key)
     found = server.models
+    what = "the model names in the file stay" if kept else "the design's model names are written"
     if found.embed is None and server.needs_key:
         hint = f"export {key_variable or KEY_VARIABLE}=… and write again"
-        out.warn(f"{embed} tells its models to those with a key only: the design's names are written", hint=hint)
+        out.warn(f"{embed} tells its models to those with a key only: {what}", hint=hint)
     elif found.embed is None:
-        out.warn(f"{embed} did not answer within 2 s: the design's model names are written", hint="qmd-remote up")
+        out.warn(f"{embed} did not answer within 2 s: {what}", hint="qmd-remote test" if kept else "qmd-remote up")
     if found.generate is None:
         hint = "QMD's query expansion fails until it does: qmd-remote status"
         out.warn(f"{generation} did not say which model it generates with", hint=hint)
-    names = ModelNames(found.embed or DESIGN.embed, found.generate or DESIGN.generate, found.rerank or DESIGN.rerank)
+    other = kept.models if kept else ModelNames()
+    names = ModelNames(
+        found.embed or other.embed or DESIGN.embed,
+        found.generate or other.generate or DESIGN.generate,
+        found.rerank or other.rerank or DESIGN.rerank,
+    )
     block = RemoteBlock(embed_url=embed, generation_url=generation, models=names)
     if one:
         block = RemoteBlock(url=one, models=names)
+    if kept and kept.api_key_shown and not (key_variable or literal):
+        return replace(block, api_key=KEEP)
     return replace(block, api_key=_key(key_variable, literal=literal, needs_key=server.needs_key))
 
 

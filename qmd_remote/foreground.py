@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from qmd_remote import paths, services
@@ -41,10 +41,10 @@ def run(out: Output, launch: Launch, on_ready: Callable[[tuple[Started, ...]], i
             on_ready(started)
             ended = _watch(launch, stop)
         finally:
-            try:
+            # the terminal may be gone (rich ends the program then), and the services are not
+            with suppress(OSError, SystemExit):
                 out.note("stopping both services; running requests are finished first")
-            finally:  # the terminal may be gone, and the services are not
-                launch.undo()
+            launch.undo()
     if ended is None:
         return out.finish({})
     service, code = ended

@@ -78,10 +78,11 @@ def server_tls(settings: Settings) -> ssl.SSLContext | None:
     return context
 
 
-def trusting(certificate: str) -> ssl.SSLContext:
+def trusting(certificate: str, *, names: bool = False) -> ssl.SSLContext:
     """How this machine verifies its own server: by exactly that certificate, whatever names stand in it.
 
-    It is asked for by an address of loopback, which no certificate names. An empty name gives the usual trust.
+    It is asked for by an address of loopback, which few certificates name; with `names` that counts, as it does for
+    QMD. An empty `certificate` gives the usual trust.
     """
     if not certificate:
         return ssl.create_default_context()
@@ -94,7 +95,7 @@ def trusting(certificate: str) -> ssl.SSLContext:
             hint="put it back there, or: qmd-remote up --tls-cert FILE --tls-key FILE",
             code="tls.unusable",
         ) from None
-    context.check_hostname = False
+    context.check_hostname = names
     # the file may hold a server's certificate without its authority's
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context

@@ -166,12 +166,20 @@ def registered(service: str, settings: Settings, *, url: str, model: str, progra
 
 def find(service: str) -> Record | None:
     """The record of a service whose process is alive, else None."""
+    record = read(service)
+    try:
+        return record if record is not None and process_of(record) is not None else None
+    except (ValueError, TypeError, OverflowError):  # no number of a process
+        return None
+
+
+def read(service: str) -> Record | None:
+    """The record of a service that runs, or that was killed since; None when there is none that can be read."""
     try:
         values = json.loads(record_file(service).read_text(encoding="utf-8"))
         # another version of this program may have written more, or less: it is a running service all the same
-        record = Record(**{f.name: values[f.name] for f in fields(Record) if f.name in values})
-        return record if process_of(record) is not None else None
-    except (OSError, ValueError, TypeError, OverflowError):  # damaged, or by somebody else
+        return Record(**{f.name: values[f.name] for f in fields(Record) if f.name in values})
+    except (OSError, ValueError, TypeError):  # damaged, or by somebody else
         return None
 
 

@@ -13,7 +13,7 @@ from qmd_remote.launch.up import TITLES
 from qmd_remote.output import Output
 
 PERIOD_S = 2.0
-WELL = {"ready", "external", "not running", "loading", "stopping"}
+WELL = {"ready", "external", "off", "not running", "loading", "stopping"}
 
 
 def once(out: Output) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from qmd_remote import foreground, keys, paths, services, settings, up_views
 from qmd_remote.client import checks, qmd_config
 from qmd_remote.client.report import Report
 from qmd_remote.commands import CONSTRAINED, first_failure
-from qmd_remote.errors import ConfigError, NotRunning, ServiceFailed, UsageError
+from qmd_remote.errors import ConfigError, ModelNotFound, NotRunning, ServiceFailed, UsageError
 from qmd_remote.launch import hardware, plan, status
 from qmd_remote.launch import up as launch_up
 from qmd_remote.launch.phases import Phase
@@ -19,6 +20,7 @@ from qmd_remote.output import Output
 from qmd_remote.reach import is_loopback, require_safe_bind, server_tls
 from qmd_remote.services import EMBED, Record
 from qmd_remote.settings import Settings
+from qmd_remote.supervision import listen
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ def up(out: Output, wanted: Settings, why: str, how: How | None = None) -> int:
         wanted = replace(wanted, generation_url=qmd_config.normalise_url(wanted.generation_url))
     require_safe_bind(wanted)
     server_tls(wanted)
+    _require_folders(wanted)
     planned = plan.make(wanted, hardware.probe(), paths.cache_dir())
     for line in up_views.plan_lines(wanted, planned, why):
         out.note(line)
@@ -112,10 +115,18 @@ def _generation_of(embed: Record) -> dict[str, object]:
 NAMES = frozenset(f.name for f in settings.declared()) - {"api_key"}
 
 
+def _require_folders(wanted: Settings) -> None:
+    """Refuse the name of a folder that is not there before what runs is stopped for it. Raises ModelNotFound."""
+    for name in (wanted.embed_model, wanted.rerank_model, wanted.generation_model):
+        if name.startswith(("/", "./", "../", "~")) and paths.in_full(name) == name and not Path(name).exists():
+            raise ModelNotFound(f"there is no folder {name}", hint="name an existing folder, or a model on the hub")
+
+
 def _with_key(out: Output, wanted: Settings) -> Settings:
     """The settings with a key, made if need be, where other machines can come."""
     if is_loopback(wanted.host) or wanted.key or wanted.insecure_no_auth:
         return wanted
+    listen(wanted.host, 0).close()  # an address that is none of ours needs no key
     path, made = keys.ensure()
     if made:
         out.note(f"an API key was made, since other machines can reach {wanted.host}: {path}")
@@ -145,6 +156,7 @@ def _check(wanted: Settings, planned: Plan) -> Report:
         generation_reason=generation.reason,
         key=wanted.key,
         generation_constrained=CONSTRAINED.get(generation.program),
+        names=False,  # for ourselves
     )
     return checks.run_checks(target, quick=True)
 

@@ -69,7 +69,12 @@ EVERYWHERE = {"0.0.0.0", "::", "[::]"}  # noqa: S104 - compared, not bound
 
 def next_steps(settings: Settings, plan: Plan) -> list[str]:
     """The exact commands to type after `up`."""
-    steps = [
+    steps = (
+        [(f"export {KEY_VARIABLE}={key}", "the key, for these commands and for QMD")]
+        if (key := _key_here(settings))
+        else []
+    )
+    steps += [
         ("qmd-remote test", "send both services exactly what QMD sends"),
         ("qmd-remote config write", "tell QMD on this machine about them"),
         ("qmd-remote status", "what runs"),
@@ -79,6 +84,13 @@ def next_steps(settings: Settings, plan: Plan) -> list[str]:
     if plan.generation.engine == "off":
         lines.append(f"generation: {plan.generation.hint or plan.generation.reason}")
     return lines
+
+
+def _key_here(settings: Settings) -> str:
+    """How a shell of this machine gets the key from its file; empty without one, or where a variable has it already."""
+    if settings.api_key or not settings.api_key_file:
+        return ""
+    return f'"$(cat {shlex.quote(settings.api_key_file)})"'
 
 
 def workstation_steps(settings: Settings) -> list[str]:

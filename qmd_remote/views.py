@@ -19,6 +19,7 @@ STATE_STYLE = {
     "ok": "green",
     "warn": "yellow",
     "skip": "dim",
+    "off": "dim",
 }
 BAD_STYLE = "bold red"
 

@@ -92,7 +92,7 @@ def test_generation_that_is_off_gets_a_url_all_the_same(block: Run, runs: Run, s
     server = stand_in()
     runs(EMBED, server.url, beside={"engine": "off", "url": ""})
     wanted, _ = block()
-    assert (server.url, config_flow.NOWHERE) == (wanted.embed_url, wanted.generation_url)
+    assert (server.url, "http://127.0.0.1:8000") == (wanted.embed_url, wanted.generation_url)
 
 
 @pytest.mark.parametrize(
@@ -252,3 +252,14 @@ def test_the_path(qmd_remote: Run, file: Path):
     assert f"{file}\n" == qmd_remote("config", "path").stdout
     said = qmd_remote("config", "path", "--index", "work", "--json").envelope()
     assert {"path": str(file.with_name("work.yml")), "exists": False} == said["data"]
+
+
+def test_without_urls_another_machines_urls_stay(qmd_remote: Any, cli_home: Path, nobody: str):
+    """Where nothing runs here, `config write` keeps the URL, the key and the names of the block that is there."""
+    assert 0 == qmd_remote("config", "write", "--url", nobody, "--api-key-env", "BOX_KEY").code
+    path = cli_home / "qmd" / "index.yml"
+    path.write_text(path.read_text().replace("Qwen/Qwen2.5-3B-Instruct", "some/model"), encoding="utf-8")
+    before = path.read_text(encoding="utf-8")
+    assert "some/model" in before
+    assert 0 == qmd_remote("config", "write").code
+    assert before == path.read_text(encoding="utf-8")

@@ -117,6 +117,10 @@ def _tls(error: Exception, chain: list[BaseException], numbers: set[int | None],
     if certificate:
         message = f"the certificate of {url} is not accepted: {certificate.verify_message}"
         fix = "trust its authority: SSL_CERT_FILE=FILE here, NODE_EXTRA_CA_CERTS=FILE for QMD"
+        if "expired" in certificate.verify_message:
+            fix = "renew it on the server, and then there: qmd-remote restart embed"
+        elif "mismatch" in certificate.verify_message:
+            fix = "use a name that stands in the certificate: qmd-remote config write --url https://NAME:PORT"
         return Cause("tls", message, fix, hopeless=True)
     broken_off = url.startswith("https:") and isinstance(error, httpx.ConnectError) and numbers & _BROKEN_OFF
     if broken_off or any(isinstance(link, ssl.SSLError) for link in chain):

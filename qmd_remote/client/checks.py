@@ -34,8 +34,10 @@ def run_checks(
             on_result(row)
 
     names = target.models
-    embed = Service(target.embed_url, target.embed_reason, target.key, limit_s, collect)
-    generation = Service(target.generation_url, target.generation_reason, target.key, limit_s, collect)
+    embed = Service(target.embed_url, target.embed_reason, target.key, limit_s, collect, names=target.names)
+    generation = Service(
+        target.generation_url, target.generation_reason, target.key, limit_s, collect, names=target.names
+    )
     try:
         EmbedChecks(embed, names.embed or DESIGN_EMBED, names.rerank or DESIGN_RERANK).run(quick=quick)
         model = names.generate or _served_model(target) or DESIGN_GENERATION

@@ -59,11 +59,12 @@ def require_sendable(key: str) -> None:
         )
 
 
-def make_client(base_url: str, key: str = "", *, limit_s: float = REQUEST_S) -> httpx.Client:
+def make_client(base_url: str, key: str = "", *, limit_s: float = REQUEST_S, names: bool = False) -> httpx.Client:
     """A keep-alive client for one service that sends `key`, if there is one, and follows no redirects.
 
     `limit_s` bounds each wait, CONNECT_S the one for a connection. Proxies named in the environment are not used for
-    this machine, whose own server is trusted by the certificate that it was started with. Raises ConfigError for a key
+    this machine, whose own server is trusted by the certificate that it was started with (`names`: only under the names
+    in it, as QMD does). Raises ConfigError for a key
     that no header can hold.
     """
     require_sendable(key)
@@ -75,11 +76,11 @@ def make_client(base_url: str, key: str = "", *, limit_s: float = REQUEST_S) -> 
         headers=headers,
         timeout=httpx.Timeout(limit_s, connect=min(CONNECT_S, limit_s)),
         trust_env=not is_loopback(urlsplit(base_url).hostname or ""),
-        verify=_own_certificate(base_url) or _trusted(),
+        verify=_own_certificate(base_url, names=names) or _trusted(),
     )
 
 
-def _own_certificate(base_url: str) -> ssl.SSLContext | None:
+def _own_certificate(base_url: str, *, names: bool) -> ssl.SSLContext | None:
     """Trust in exactly the certificate of the server that runs here, where it is meant: none names loopback."""
     parts = urlsplit(base_url)
     if parts.scheme != "https" or not is_loopback(parts.hostname or ""):
@@ -89,7 +90,7 @@ def _own_certificate(base_url: str) -> ssl.SSLContext | None:
     ours = services.find(services.EMBED)
     if ours is None or not ours.tls_cert or urlsplit(ours.url).port != parts.port:
         return None
-    return trusting(ours.tls_cert)
+    return trusting(ours.tls_cert, names=names)
 
 
 @cache

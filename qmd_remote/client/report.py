@@ -17,6 +17,7 @@ class Target:
 
     A service whose URL is None is skipped for the reason given. Models without a name get one that the service
     knows. `generation_constrained` says whether the engine can hold an answer to a form; None stands for "not known".
+    `names` has this machine's own server reached only under the names in its certificate, as QMD does it.
     """
 
     embed_url: str | None = None
@@ -26,6 +27,7 @@ class Target:
     key: str = field(default="", repr=False)
     models: ModelNames = field(default_factory=ModelNames)
     generation_constrained: bool | None = None
+    names: bool = True
 
 
 @dataclass(frozen=True)

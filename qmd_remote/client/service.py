@@ -55,10 +55,13 @@ def encode(body: dict[str, Any]) -> bytes:
 class Service:
     """Sends to one URL and collects rows. After a hopeless failure it sends nothing more and skips the rest."""
 
-    def __init__(self, url: str | None, reason: str, key: str, limit_s: float, on_result: OnResult) -> None:
+    def __init__(
+        self, url: str | None, reason: str, key: str, limit_s: float, on_result: OnResult, *, names: bool = True
+    ) -> None:
         self.url = (url or "").rstrip("/")
         self.key = key
         self.limit_s = limit_s
+        self.names = names
         self.on_result = on_result
         self.skipped = "" if url else reason
         self.first_cause: Cause | None = None
@@ -78,10 +81,10 @@ class Service:
         data = None if body is None else encode(body)
         try:
             if with_key:
-                self._client = self._client or make_client(self._checked_url(), self.key)
+                self._client = self._client or make_client(self._checked_url(), self.key, names=self.names)
                 answer = exchange(self._client, path, data, limit_s=limit_s)
             else:
-                with make_client(self._checked_url()) as stranger:
+                with make_client(self._checked_url(), names=self.names) as stranger:
                     answer = exchange(stranger, path, data, limit_s=limit_s)
         except httpx.HTTPError as error:
             raise CheckFailed(classify(error, self.url, limit_s=limit_s)) from error

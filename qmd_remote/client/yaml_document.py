@@ -170,7 +170,10 @@ def parse(text: str, name: str = "index.yml") -> Document:
         mark = error.problem_mark or error.context_mark
         _refuse_broken(name, body, mark.index if mark else 0, error.problem or "it is not YAML")
     except yaml.reader.ReaderError as error:
-        refuse(name, body, error.position, f"the character U+{ord(body[error.position]):04X} is not allowed in YAML")
+        character = f"U+{ord(body[error.position]):04X}"
+        refuse(
+            name, body, error.position, f"the character {character} is not allowed in YAML", f"delete the {character}"
+        )
 
 
 def _refuse_broken(name: str, text: str, offset: int, problem: str) -> NoReturn:

@@ -22,7 +22,8 @@ ASK_S = 3.0
 
 @dataclass(frozen=True)
 class ServiceStatus:
-    """One service now; memory in bytes. `state` is ready, loading, failed, not answering, external or not running.
+    """One service now; memory in bytes. `state` is ready, loading, stopping, failed, not answering, external,
+    off or not running.
 
     `requests`, `running` and `errors` count since the start; `queued` are the texts that wait for the model. None where
     the service does not tell.
@@ -53,7 +54,7 @@ def look(key: str = "") -> tuple[ServiceStatus, ...]:
 
 def exit_code(statuses: tuple[ServiceStatus, ...]) -> Exit:
     """0 when all that runs is ready, 1 when something is not, 3 when nothing runs."""
-    running = [status for status in statuses if status.state != "not running"]
+    running = [status for status in statuses if status.state not in {"not running", "off"}]
     if not running:
         return Exit.NOT_RUNNING
     return Exit.OK if all(status.state in {"ready", "external"} for status in running) else Exit.FAILED
@@ -62,15 +63,7 @@ def exit_code(statuses: tuple[ServiceStatus, ...]) -> Exit:
 def _service(name: str, record: Record | None, key: str, beside: Mapping[str, str]) -> ServiceStatus:
     process = services.process_of(record) if record else None
     if record is None or process is None:
-        if name == GENERATION and beside.get("engine") == "external":
-            return ServiceStatus(name, "external", url=beside.get("url", ""))
-        if services.record_file(name).exists():
-            return ServiceStatus(name, "failed", detail="its supervisor was killed")
-        if cause := why_it_failed(name):
-            return ServiceStatus(name, "failed", detail=f"it could not start: {cause}")
-        if name == GENERATION and beside.get("engine") == "process":
-            return ServiceStatus(name, "failed", detail="it ended, and the embed server counts on it")
-        return ServiceStatus(name, "not running")
+        return _absent(name, beside)
     with _client(record, key) as client:
         state, detail, facts = _ask(client)
         counts = facts.get("requests") if name == EMBED else _json(client, STATUS_PATH)
@@ -91,6 +84,25 @@ def _service(name: str, record: Record | None, key: str, beside: Mapping[str, st
         requests=_number(counts.get("total", counts.get("requests"))),
         errors=_number(counts.get("errors")),
     )
+
+
+def _absent(name: str, beside: Mapping[str, str]) -> ServiceStatus:
+    """A service without a process: meant to be so, or failed."""
+    engine = beside.get("engine") if name == GENERATION else ""
+    if engine == "external":
+        return ServiceStatus(name, "external", url=beside.get("url", ""))
+    if engine == "off":
+        return ServiceStatus(name, "off")
+    why = ""
+    if services.record_file(name).exists():
+        why = "its supervisor was killed"
+    elif cause := why_it_failed(name):
+        why = f"it could not start: {cause}"
+    elif engine == "process":
+        why = "it ended, and the embed server counts on it"
+    elif name == EMBED and services.find(GENERATION) is not None:
+        why = "it ended, and generation runs without it"
+    return ServiceStatus(name, "failed" if why else "not running", detail=why)
 
 
 def why_it_failed(service: str) -> str:

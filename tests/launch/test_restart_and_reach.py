@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from qmd_remote import keys, paths, services
@@ -184,3 +185,45 @@ def test_an_engine_that_is_missing_is_a_failure(box: CommandLine):
     services.record_file(GENERATION).unlink(missing_ok=True)
     code, envelope = box.run("status")
     assert (1, "failed") == (code, envelope["data"]["services"][0]["state"])
+
+
+def test_a_folder_that_is_not_there_stops_nothing(box: CommandLine):
+    """A mistake in a folder's name is told before the running server is stopped for it."""
+    box.run("up")
+    before = pids()
+    code, envelope = box.run("up", "--embed-model", "/no/such/folder")
+    assert (4, "model.missing") == (code, envelope["error"]["code"])
+    assert before == pids()
+
+
+def test_an_address_that_is_none_of_ours_gets_no_key(box: CommandLine):
+    """No key is made for an address that cannot be listened on."""
+    code, envelope = box.run("up", "--host", "192.0.2.7")
+    assert (4, "bind.address") == (code, envelope["error"]["code"])
+    assert not paths.key_file().exists()
+
+
+def test_status_of_what_is_off_and_of_what_is_gone(box: CommandLine):
+    """Generation that is off is no problem; an embed server that is gone while generation runs is one."""
+    box.run("up", "--generation", "off")
+    code, envelope = box.run("status")
+    assert (0, "off") == (code, envelope["data"]["services"][0]["state"])
+    box.run("up")
+    record = services.find(EMBED)
+    assert record is not None
+    services.stop(record)
+    services.record_file(EMBED).unlink(missing_ok=True)
+    code, envelope = box.run("status")
+    assert (1, "failed") == (code, envelope["data"]["services"][1]["state"])
+
+
+def test_up_after_a_kill_takes_the_preset_that_ran(box: CommandLine):
+    """After both supervisors were killed, the `up` that status suggests starts the same preset again."""
+    del box.env["QMD_REMOTE_PRESET"]
+    box.run("up", "--preset", "mini")
+    for pid in pids():
+        assert pid is not None
+        psutil.Process(pid).kill()
+        psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
+    code, envelope = box.run("up")
+    assert "mini" == envelope["data"]["preset"], (code, envelope)
