@@ -220,6 +220,7 @@ class Launch:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                # in the foreground a group of its own in our session, which a leash can join
                 start_new_session=not self.foreground,
                 process_group=0 if self.foreground else None,
                 preexec_fn=functools.partial(end_with_parent, os.getpid()),
@@ -227,7 +228,6 @@ class Launch:
             )
         self.begun[service] = process
         if self.foreground:
-            # in a session of its own a leash could not join the group
             hold = supervision.leashed(process.pid)
             if hold is not None:
                 self.leashes.callback(hold.release)

@@ -62,6 +62,7 @@ def test_services_do_not_outlive_a_killed_foreground(
     foreground.kill()
     foreground.communicate(timeout=30)
     eventually(lambda: still_running() == [])
+    assert [] == still_running()
 
 
 def test_a_down_elsewhere_ends_the_foreground_well(box: CommandLine, foreground: subprocess.Popen[str]):
