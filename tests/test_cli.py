@@ -135,7 +135,7 @@ def test_a_settings_variable_that_is_wrong_is_a_matter_of_configuration(
 ):
     """A wrong value in the environment ends with 4 and names its variable, for commands that take no such flag too."""
     monkeypatch.setenv("QMD_REMOTE_PORT", "many")
-    assert 4 == main("status", "--json")
+    assert 4 == main("key", "path", "--json")
     assert "QMD_REMOTE_PORT" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
