@@ -33,9 +33,10 @@ class Device:
     """The choice: torch's name for the device, the precision of the transformer, and the reason in words."""
 
     name: str
-    dtype: Literal["float16", "float32"]
+    dtype: Literal["float16", "bfloat16", "float32"]
     reason: str
     cuda_available: bool
+    backend: Literal["torch", "openvino"] = "torch"
 
     @property
     def batch_tokens(self) -> int:

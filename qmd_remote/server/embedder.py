@@ -10,7 +10,7 @@ import numpy as np
 from qmd_remote.errors import BadRequest
 from qmd_remote.server.model import Float32, Prepared
 from qmd_remote.server.text import scrub
-from qmd_remote.server.torch_model import TorchModel
+from qmd_remote.server.text_model import Backend, TextModel
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 EmbedInput = str | Sequence[int]
 
 
-class Embedder(TorchModel[EmbedInput]):
+class Embedder(TextModel[EmbedInput]):
     """A SentenceTransformer with all its modules (pooling, projections) and its default prompt.
 
     An input is a text, or the token ids of one in the model's own vocabulary, with or without special tokens.
     """
 
-    def __init__(self, network: SentenceTransformer) -> None:
-        super().__init__(network, output="sentence_embedding", probe=".")
+    def __init__(self, network: SentenceTransformer, backend: Backend) -> None:
+        super().__init__(network, backend, output="sentence_embedding", probe=".")
         tokenizer = self._tokenizer
         self._before, self._after = _special_tokens(tokenizer)
         self._prompt_ids: list[int] = tokenizer.encode(self._prompt, add_special_tokens=False) if self._prompt else []

@@ -170,7 +170,7 @@ class Engine:
             "device": models.device.name,
             "device_reason": models.device.reason,
             "cuda_available": models.device.cuda_available,
-            "dtype": str(models.embedder.dtype).removeprefix("torch."),
+            "dtype": models.embedder.forward.dtype,
             "dimension": self._dimension,
             "max_length": models.embedder.max_length,
             "max_batch_size": self._settings.max_batch_size,

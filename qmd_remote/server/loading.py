@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from qmd_remote.errors import ExtraMissing, ModelUnsupported, PrerequisiteError, QmdRemoteError
 from qmd_remote.server import device as devices
 from qmd_remote.server import hub
+from qmd_remote.server.backends import forward_for
 from qmd_remote.server.checkpoint import Kind, kind
 from qmd_remote.server.device import Device
 from qmd_remote.server.embedder import Embedder
@@ -95,7 +97,7 @@ def load_embedder(source: Source, device: Device, *, trusted: bool) -> Embedder:
         from sentence_transformers import SentenceTransformer
 
         network = SentenceTransformer(str(source.folder), **_options(device, trusted))
-        return Embedder(_ready(network))
+        return Embedder(_ready(network), partial(forward_for, device=device, folder=source.folder))
 
 
 def load_reranker(source: Source, device: Device, *, trusted: bool, shared: tuple[Source, Embedder]) -> Reranker:
@@ -116,7 +118,9 @@ def load_reranker(source: Source, device: Device, *, trusted: bool, shared: tupl
         from torch.nn import Identity
 
         network = CrossEncoder(str(source.folder), activation_fn=Identity(), **_options(device, trusted))
-        return CrossEncoderReranker(CrossEncoderModel(_ready(network)))
+        return CrossEncoderReranker(
+            CrossEncoderModel(_ready(network), partial(forward_for, device=device, folder=source.folder))
+        )
 
 
 def _options(device: Device, trusted: bool) -> dict[str, Any]:

@@ -34,6 +34,16 @@ class Prepared:
 class Model(Protocol[Input_contra]):
     """What the scheduler needs of a model. Implementations choose what an input is: a text, a pair of texts."""
 
+    @property
+    def packs(self) -> bool:
+        """Whether a batch costs the sum of its lengths; otherwise its longest row times its rows."""
+        ...
+
+    @property
+    def deferred(self) -> bool:
+        """Whether `run` returns before the device has computed, so that `finish` waits for it."""
+        ...
+
     def prepare(self, inputs: Sequence[Input_contra]) -> list[Prepared]:
         """Tokenise, truncated to the model's length: one result per input, in order. Safe in any thread."""
         ...

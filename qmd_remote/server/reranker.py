@@ -12,7 +12,7 @@ from qmd_remote.errors import ModelUnsupported
 from qmd_remote.server.embedder import Embedder
 from qmd_remote.server.model import Float32, Model
 from qmd_remote.server.text import scrub
-from qmd_remote.server.torch_model import TorchModel
+from qmd_remote.server.text_model import Backend, TextModel
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -43,13 +43,13 @@ class Reranker(Protocol):
         ...
 
 
-class CrossEncoderModel(TorchModel[Pair]):
+class CrossEncoderModel(TextModel[Pair]):
     """A CrossEncoder that gives raw logits: the activation its configuration names is never applied.
 
     Raises ModelUnsupported for a classifier of more than two labels, which has no order from bad to good.
     """
 
-    def __init__(self, network: CrossEncoder) -> None:
+    def __init__(self, network: CrossEncoder, backend: Backend) -> None:
         labels = network.num_labels
         if labels not in (1, 2):
             raise ModelUnsupported(
@@ -58,7 +58,7 @@ class CrossEncoderModel(TorchModel[Pair]):
             )
         _bare_head(network)
         _float32_logits(network)
-        super().__init__(network, output="scores", probe=(".", "."))
+        super().__init__(network, backend, output="scores", probe=(".", "."))
 
     def _clean(self, item: Pair) -> Pair:
         return scrub(item[0]), scrub(item[1])

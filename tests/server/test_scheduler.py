@@ -53,6 +53,9 @@ class ScriptedModel:
     def finish(self, output: list[int]) -> np.ndarray:
         return np.array([[np.nan if v in self.not_finite else v] * 2 for v in output], dtype=np.float32)
 
+    packs = False
+    deferred = False
+
     def widen(self) -> bool:
         if not self.half:
             return False

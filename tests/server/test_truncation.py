@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qmd_remote.server.embedder import Embedder
+from qmd_remote.server.forward import PaddedForward
 from qmd_remote.server.reranker import CrossEncoderModel
 from tests.server import tiny_models as tiny
 
@@ -20,7 +21,7 @@ def embedder(folder: Path, architecture: str) -> Embedder:
     """A tiny embedding model."""
     from sentence_transformers import SentenceTransformer
 
-    return Embedder(SentenceTransformer(str(tiny.save_encoder(folder, architecture)), device="cpu"))
+    return Embedder(SentenceTransformer(str(tiny.save_encoder(folder, architecture)), device="cpu"), PaddedForward)
 
 
 def whole(tokenizer: Any, *texts: str) -> int:

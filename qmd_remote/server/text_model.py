@@ -1,40 +1,41 @@
-"""The model contract over a sentence-transformers model, shared by embedder and cross-encoder."""
+"""The model contract over a sentence-transformers model: tokenising here, the forward pass in a backend."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qmd_remote.errors import ModelUnsupported
-from qmd_remote.server.model import Float32, Prepared, Row, pad
+from qmd_remote.server.forward import Forward, Network
+from qmd_remote.server.model import Float32, Prepared, Row
 
 if TYPE_CHECKING:
-    import torch
     from sentence_transformers.base.model import BaseModel
 
 log = logging.getLogger(__name__)
 
 Input = TypeVar("Input")
+Backend = Callable[[Network], Forward]
 
 # the most tokens of one text where a model names no limit of its own
 LONGEST = 8192
 
 
-class TorchModel(ABC, Generic[Input]):
+class TextModel(ABC, Generic[Input]):
     """A loaded sentence-transformers model as a `Model`: `output` names the feature that holds its result.
 
-    Subclasses say what an input is. Raises ModelUnsupported when the model's tokenised form is not rows of tokens.
+    `backend` gives it its forward pass. Subclasses say what an input is. Raises ModelUnsupported when the model's
+    tokenised form is not rows of tokens.
     """
 
-    def __init__(self, network: BaseModel, *, output: str, probe: Input) -> None:
+    def __init__(self, network: BaseModel, backend: Backend, *, output: str, probe: Input) -> None:
         self._network = network
-        self._output = output
         # a fast tokenizer keeps truncation and padding as state: one call at a time
         self._tokenizing = threading.Lock()
         self._prompt: str | None = network.prompts.get(network.default_prompt_name or "") or None
@@ -46,17 +47,31 @@ class TorchModel(ABC, Generic[Input]):
                 hint="recommended models: qmd-remote models",
             )
         self._names = [name for name, value in features.items() if _is_row(value) and name != "attention_mask"]
-        self._constants = {name: value for name, value in features.items() if not _is_row(value)}
+        constants = {name: value for name, value in features.items() if not _is_row(value)}
         self._blank = _prepared({name: np.zeros(1, dtype=np.int64) for name in self._names})
         self._blank = self._encode([probe])[0]
         _bound_length(network)
         _compute_in_float32_after_the_transformer(network)
+        self.forward = backend(
+            Network(
+                network,
+                output,
+                tuple(self._names),
+                constants,
+                pad_id=self._tokenizer.pad_token_id or 0,
+                side="left" if self._tokenizer.padding_side == "left" else "right",
+            )
+        )
 
     @property
-    def dtype(self) -> torch.dtype:
-        """What the transformer computes in."""
-        dtype: torch.dtype = next(self._network.parameters()).dtype
-        return dtype
+    def packs(self) -> bool:
+        """Whether a batch holds no padding."""
+        return self.forward.packs
+
+    @property
+    def deferred(self) -> bool:
+        """Whether `run` returns before the device has computed."""
+        return self.forward.deferred
 
     @property
     def max_length(self) -> int:
@@ -68,38 +83,20 @@ class TorchModel(ABC, Generic[Input]):
         return self._encode_safely([self._clean(item) for item in inputs])
 
     def run(self, batch: Sequence[Prepared]) -> Any:
-        """Run one forward pass; the result (a tensor [len(batch), width]) stays on the device."""
-        import torch
-
-        side: Literal["left", "right"] = "left" if self._tokenizer.padding_side == "left" else "right"
-        arrays = pad([item.row for item in batch], pad_id=self._tokenizer.pad_token_id or 0, side=side)
-        device = self._network.device
-        features = {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
-        with torch.inference_mode():
-            return self._network({**features, **self._constants})[self._output]
+        """Run one forward pass; the result stays on the device."""
+        return self.forward.run([item.row for item in batch])
 
     def finish(self, output: Any) -> Float32:
         """The result on the host, float32 [len(batch), width]."""
-        rows: Float32 = output.float().cpu().numpy()
-        return rows
+        return self.forward.fetch(output)
 
     def widen(self) -> bool:
         """Continue in float32 for good; False if that is the case already."""
-        import torch
-
-        if self.dtype == torch.float32:
-            return False
-        self._network.float()
-        return True
+        return self.forward.widen()
 
     def free(self) -> None:
         """Give back device memory that is only cached."""
-        import torch
-
-        if self._network.device.type == "cuda":
-            torch.cuda.empty_cache()
-        elif self._network.device.type == "mps":
-            torch.mps.empty_cache()
+        self.forward.free()
 
     @abstractmethod
     def _clean(self, item: Input) -> Input:
