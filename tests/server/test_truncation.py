@@ -45,7 +45,7 @@ def test_a_pair_counts_when_either_side_is_cut(architecture: str, tmp_path: Path
     from sentence_transformers import CrossEncoder
 
     folder = tiny.save_cross_encoder(tmp_path / "model", architecture)
-    model = CrossEncoderModel(CrossEncoder(str(folder), device="cpu"))
+    model = CrossEncoderModel(CrossEncoder(str(folder), device="cpu"), PaddedForward)
     pairs = [(tiny.QUERY, text) for text in TEXTS] + [(text, "fox") for text in TEXTS]
     expected = [whole(model._tokenizer, *pair) > model.max_length for pair in pairs]
     assert {True, False} == set(expected)
