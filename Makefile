@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find qmd_remote -name '*.py') README.md
 
-.PHONY: up down test lint bench docs recordings constraints clean
+.PHONY: up down test lint bench bench-quick bench-health docs recordings constraints clean
 
 up: $(VENV)/.installed
 	@$(BIN)/qmd-remote up --preset mini
@@ -24,7 +24,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed $(VENV)/.dev
+# beside its peers, which get environments of their own; docs/benchmarks.md
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/run.py
+
+bench-quick: $(VENV)/.installed
+	$(BIN)/python benchmarks/run.py --quick
+
+bench-health: $(VENV)/.installed
 	$(BIN)/python benchmarks/health_latency.py
 
 docs: $(VENV)/.installed

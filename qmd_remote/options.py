@@ -124,7 +124,21 @@ Device = Annotated[
     str | None,
     typer.Option("--device", metavar="NAME", help="cuda, cuda:N, mps or cpu.", autocompletion=complete_device),
 ]
+Backend = Annotated[
+    str | None,
+    typer.Option("--backend", metavar="NAME", help="torch or openvino [auto].", autocompletion=_choices_of("backend")),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", metavar="NAME", help="float16, bfloat16 or float32 [auto].", autocompletion=_choices_of("dtype")
+    ),
+]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads that compute [free cores].")]
 MaxBatchSize = Annotated[int | None, typer.Option("--max-batch-size", help="Texts in one forward pass.")]
+MaxBatchTokens = Annotated[
+    int | None, typer.Option("--max-batch-tokens", help="Tokens in one forward pass [by device].")
+]
 Host = Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="Address to listen on [127.0.0.1].")]
 Port = Annotated[int | None, typer.Option("--port", help="Port of the embed server [8001].")]
 ApiKeyFile = Annotated[

@@ -48,11 +48,31 @@ class Settings:
         "DEVICE",
         "cuda, cuda:N, mps or cpu; auto takes the best there is. One named and absent is an error.",
     )
+    backend: str = _setting(
+        "auto",
+        "QMD_REMOTE_BACKEND",
+        "torch or openvino (CPU only); auto takes openvino on a CPU where it is installed, else torch.",
+        choices=("auto", "torch", "openvino"),
+    )
+    dtype: str = _setting(
+        "auto",
+        "QMD_REMOTE_DTYPE",
+        "Precision of the models: float16, bfloat16 or float32; auto takes the fastest that keeps the answers.",
+        choices=("auto", "float16", "bfloat16", "float32"),
+    )
+    threads: int = _setting(
+        0, "QMD_REMOTE_THREADS", "CPU threads that compute; 0 takes as many as there are free cores, and adapts."
+    )
     max_batch_size: int = _setting(
         64,
         "MAX_BATCH_SIZE",
         "Texts in one forward pass. Requests may be larger: they are split inside.",
         low=1,
+    )
+    max_batch_tokens: int = _setting(
+        0,
+        "QMD_REMOTE_MAX_BATCH_TOKENS",
+        "Tokens in one forward pass, padding included; a longer text runs alone. 0 leaves it to the device.",
     )
     host: str = _setting("127.0.0.1", "QMD_REMOTE_HOST", "Address the embed server listens on.")
     port: int = _setting(8001, "QMD_REMOTE_PORT", "Port of the embed server.")

@@ -105,6 +105,9 @@ def test_a_command_line_that_cannot_be_read_is_one_envelope(
         ("config write --api-key-literal", 4, "QMD_REMOTE_API_KEY"),
         ("serve --port 70000", 2, "70000"),
         ("serve --preset nano", 2, "nano"),
+        ("serve --dtype float61", 2, "float16"),
+        ("serve --backend onnx", 2, "openvino"),
+        ("serve --threads -1", 2, "-1"),
         ("serve --host 0.0.0.0", 4, "0.0.0.0"),
         ("serve --api-key-file /nope", 4, "/nope"),
         ("serve --host 0.0.0.0 --api-key-file /nope", 4, "/nope"),
@@ -234,6 +237,14 @@ def test_flags_that_are_not_given_leave_the_environment_alone(
             wanted.max_batch_size,
             wanted.generation_engine,
         )
+
+
+def test_how_to_compute_is_said_by_flags(main: Callable[..., int], upped: Any, served: list[Settings]):
+    """Backend, precision, threads and tokens reach the settings, of up and of serve."""
+    flags = ("--backend", "torch", "--dtype", "bfloat16", "--threads", "3", "--max-batch-tokens", "99")
+    assert (0, 0) == (main("up", *flags), main("serve", *flags))
+    for wanted in (upped[0][0], served[0]):
+        assert ("torch", "bfloat16", 3, 99) == (wanted.backend, wanted.dtype, wanted.threads, wanted.max_batch_tokens)
 
 
 def test_generation_is_a_flag_of_its_own_name(main: Callable[..., int], upped: Any):

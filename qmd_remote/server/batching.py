@@ -1,13 +1,14 @@
-"""The batch policy, pure: what waits, and the limits → what runs next.
+"""The batch policy, pure: what waits, and the limits → what runs next. `backlog` holds the queue it is applied to.
 
 Two lanes. Short query work passes index work at batch boundaries, but after `query_streak` batches of it a waiting
-index batch gets its turn, so neither starves. Inside a lane the oldest item is always served; the rest of its batch
-are the items nearest to it in length among the next few, because a padded batch costs its longest row times its rows.
+index batch gets its turn. Inside a lane the oldest item is always served. So an item that n older ones of its lane
+stand before begins after at most n + 1 + n // query_streak other batches (query), or n + (n + 1) * query_streak
+(index), whatever arrives behind it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import accumulate
@@ -28,19 +29,10 @@ class Lane(Enum):
 
 
 @dataclass(frozen=True)
-class Pending:
-    """One waiting item: its tokens, its lane, and what it shares a batch with (`group`: the model)."""
-
-    length: int
-    lane: Lane
-    group: Hashable = None
-
-
-@dataclass(frozen=True)
 class Limits:
-    """A batch has at most `batch_size` items and, padding included, `tokens` tokens, though always one item.
+    """A batch has at most `batch_size` items and costs at most `tokens`, though it always has one item.
 
-    It is chosen among the `window` oldest items of a lane.
+    Where rows are padded it is chosen among the `window` oldest items of a lane.
     """
 
     batch_size: int
@@ -48,39 +40,47 @@ class Limits:
     window: int = 512
     query_streak: int = 4
 
-
-@dataclass(frozen=True)
-class Choice:
-    """The next batch: positions in the list of pending items, shortest first, and the query streak after it."""
-
-    positions: tuple[int, ...]
-    streak: int
+    def reach(self, *, packs: bool) -> int:
+        """Among how many of the oldest items to choose: only a batch that pads gains from more than it can hold."""
+        return self.batch_size if packs else max(self.window, self.batch_size)
 
 
-def choose(pending: Sequence[Pending], limits: Limits, streak: int = 0) -> Choice:
-    """Choose the next batch among `pending` (oldest first, not empty).
+def cost(lengths: Sequence[int], *, packs: bool) -> int:
+    """Tokens that a batch of rows of these lengths costs: their sum if it `packs` them, else with their padding."""
+    return sum(lengths) if packs else max(lengths) * len(lengths)
 
-    `streak` is the number of query batches since the last index batch: what the choice before this one returned.
+
+def next_lane(waiting: Collection[Lane], limits: Limits, streak: int) -> Lane:
+    """Whose turn it is among the lanes in which something waits (at least one).
+
+    `streak` is the number of query batches since the last index batch.
     """
-    lane = _lane(pending, limits, streak)
-    oldest = next(position for position, item in enumerate(pending) if item.lane is lane)
-    group = pending[oldest].group
-    window: list[int] = []
-    for position in range(oldest, len(pending)):
-        if pending[position].lane is lane and pending[position].group == group:
-            window.append(position)
-            if len(window) == max(limits.window, limits.batch_size):
-                break
-    by_length = sorted(window, key=lambda position: (pending[position].length, position))
-    run = _best_run([pending[p].length for p in by_length], by_length.index(oldest), limits)
-    return Choice(tuple(by_length[run]), streak + 1 if lane is Lane.QUERY else 0)
+    if Lane.QUERY in waiting and (streak < limits.query_streak or Lane.INDEX not in waiting):
+        return Lane.QUERY
+    return Lane.INDEX
 
 
-def _lane(pending: Sequence[Pending], limits: Limits, streak: int) -> Lane:
-    waiting = {item.lane for item in pending}
-    if len(waiting) == 1:
-        return waiting.pop()
-    return Lane.QUERY if streak < limits.query_streak else Lane.INDEX
+def choose(lengths: Sequence[int], limits: Limits, *, packs: bool) -> list[int]:
+    """The next batch among items of these lengths, oldest first and not empty: positions, the oldest's among them.
+
+    If a batch `packs` its rows: in order of arrival, whatever still fits. Else: the oldest's neighbours in length,
+    because such a batch costs its longest row times its rows.
+    """
+    if packs:
+        return _filled(lengths, limits)
+    by_length = sorted(range(len(lengths)), key=lambda position: (lengths[position], position))
+    return by_length[_best_run([lengths[p] for p in by_length], by_length.index(0), limits)]
+
+
+def _filled(lengths: Sequence[int], limits: Limits) -> list[int]:
+    chosen, left = [0], limits.tokens - lengths[0]
+    for position in range(1, len(lengths)):
+        if len(chosen) == limits.batch_size or left <= 0:
+            break
+        if lengths[position] <= left:
+            chosen.append(position)
+            left -= lengths[position]
+    return chosen
 
 
 def _best_run(lengths: Sequence[int], must: int, limits: Limits) -> slice:

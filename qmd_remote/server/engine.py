@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,20 +17,14 @@ from numpy.typing import NDArray
 from qmd_remote.errors import ApiError, ModelUnsupported, QmdRemoteError, ServiceFailed, Unavailable
 from qmd_remote.server import hub
 from qmd_remote.server.batching import Lane, Limits
+from qmd_remote.server.intake import Intake, shutting_down
 from qmd_remote.server.loading import Models, load_models
-from qmd_remote.server.model import Float32, Model, Prepared
-from qmd_remote.server.observer import SILENT, Observer, Role
-from qmd_remote.server.scheduler import Admission, Scheduler
+from qmd_remote.server.model import Float32, Model
+from qmd_remote.server.observer import SILENT, Observer
+from qmd_remote.server.scheduler import Scheduler
 from qmd_remote.settings import Settings
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-# Slices of one request that are tokenised or wait for the model at a time: enough to keep the model busy, few enough
-# that requests beside a very large one share the model with it instead of waiting for its end.
-SLICES_IN_FLIGHT = 2
-CPU_THREADS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +76,7 @@ class Engine:
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], None]] = []
         self._scheduler = Scheduler(on_lost=self._lost, observer=observer)
-        self._cpu = ThreadPoolExecutor(CPU_THREADS, thread_name_prefix="cpu")
-        # one room per lane: a full index queue never keeps a query out
-        self._room = {lane: Admission(settings.max_queue, settings.queue_wait_s) for lane in Lane}
+        self._intake = Intake(settings, self._scheduler, observer)
 
     @property
     def state(self) -> Literal["loading", "ready", "failed"]:
@@ -125,7 +114,7 @@ class Engine:
         if self.state == "loading" and not self._closed:
             await self._settle(timeout)
         if self._closed:
-            raise _shutting_down()
+            raise shutting_down()
         if self.failure is not None:
             raise Unavailable(
                 f"the models cannot be used ({self.failure.code}): the server's log says why", code="failed"
@@ -145,8 +134,9 @@ class Engine:
         if not inputs:
             return Embeddings(np.zeros((0, self._dimension or 0), dtype=np.float32), 0)
         if not all(isinstance(item, str) for item in inputs):
-            await self._in_cpu_thread(partial(models.embedder.check, inputs))
-        return Embeddings(*await self._compute(models.embedder, inputs, "embed"))
+            await self._intake.in_cpu_thread(partial(models.embedder.check, inputs))
+        found = await self._intake.compute(models.embedder, inputs, "embed")
+        return Embeddings(found.values, found.tokens, found.truncated)
 
     async def rerank(self, query: str, documents: Sequence[str]) -> Scores:
         """Score each document against the query. Raises like `embed`."""
@@ -157,26 +147,36 @@ class Engine:
         # must be a tie
         place: dict[str, int] = {}
         order = [place.setdefault(text, len(place)) for text in documents]
-        rows, tokens, cut = await self._compute(reranker.model, reranker.inputs(query, list(place)), "rerank")
-        scores = await self._in_cpu_thread(partial(reranker.scores, rows))
-        return Scores(scores[order], tokens, cut)
+        found = await self._intake.compute(reranker.model, reranker.inputs(query, list(place)), "rerank")
+        scores = await self._intake.in_cpu_thread(partial(reranker.scores, found.values))
+        return Scores(scores[order], found.tokens, found.truncated)
 
     def facts(self) -> dict[str, object]:
         """What /health tells about the models; empty until ready."""
         models = self._models
         if models is None or self._dimension is None:
             return {}
+        forwards = {"embed": models.embedder.forward, "rerank": models.reranker.model.forward}
+        dtype, backend = forwards["embed"].dtype, forwards["embed"].name.partition(",")[0]
+        lanes = {lane.value: self._scheduler.queued(lane) for lane in Lane}
         return {
             "device": models.device.name,
             "device_reason": models.device.reason,
             "cuda_available": models.device.cuda_available,
-            "dtype": models.embedder.forward.dtype,
+            "dtype": dtype,
+            "dtype_reason": models.device.why_dtype(dtype),
+            "backend": backend,
+            "backend_reason": models.device.why_backend(backend),
+            "forward": {role: forward.name for role, forward in forwards.items()},
             "dimension": self._dimension,
             "max_length": models.embedder.max_length,
             "max_batch_size": self._settings.max_batch_size,
             "max_batch_tokens": models.device.batch_tokens,
-            "threads": models.threads,
-            "queued": self._scheduler.queued,
+            "threads": models.threads.count,
+            "threads_reason": models.threads.reason,
+            "learned_batch_tokens": self._scheduler.learned_tokens,
+            "queued": sum(lanes.values()),
+            "queued_by_lane": lanes,
             "reranker": models.reranker.kind,
             "sources": {"embed": models.embed_source.origin, "rerank": models.rerank_source.origin},
         }
@@ -185,7 +185,7 @@ class Engine:
         """Stop all threads; everything that waits ends with Unavailable."""
         self._closed = True
         self._scheduler.close()
-        self._cpu.shutdown(wait=False, cancel_futures=True)
+        self._intake.close()
         if not self._settled:  # wake those who wait for the models
             self._call_back()
 
@@ -207,76 +207,6 @@ class Engine:
         await self.ready(self._settings.ready_wait_s)
         assert self._models is not None
         return self._models
-
-    async def _compute(self, model: Model[Any], inputs: Sequence[Any], role: Role) -> tuple[Float32, int, int]:
-        """The model's rows for `inputs`, float32 [n, width], in input order; their tokens; how many were cut.
-
-        Inputs of one request run in slices of like length, so that a large request neither fills the memory with
-        tokens nor keeps others from the model.
-        """
-        lane, size, tokens, cut = Lane.of(len(inputs)), self._settings.max_batch_size, 0, 0
-        order = sorted(range(len(inputs)), key=lambda i: _length(inputs[i]), reverse=True)
-        rows: Float32 = np.empty((0, 0), dtype=np.float32)
-        running: deque[tuple[list[int], Future[Float32]]] = deque()
-
-        async def collect() -> None:
-            nonlocal rows
-            part, future = running[0]
-            found = await self._watched(future)
-            if not rows.size:
-                rows = np.empty((len(inputs), found.shape[1]), dtype=np.float32)
-            rows[part] = found
-            running.popleft()
-
-        asked = time.monotonic()
-        async with self._room[lane].hold(len(inputs)):
-            waited = time.monotonic() - asked
-            try:
-                for start in range(0, len(order), size):
-                    if len(running) == SLICES_IN_FLIGHT:
-                        await collect()
-                    part = order[start : start + size]
-                    items = await self._in_cpu_thread(partial(self._tokenize, model, [inputs[i] for i in part]))
-                    tokens += sum(item.length for item in items)
-                    cut += sum(item.truncated for item in items)
-                    running.append((part, self._scheduler.submit(model, items, lane, role=role, waited=waited)))
-                    waited = 0.0
-                while running:
-                    await collect()
-            finally:
-                for _, future in running:
-                    future.cancel()
-        self._observer.answered(role, len(inputs), tokens, cut)
-        return rows, tokens, cut
-
-    def _tokenize(self, model: Model[Any], inputs: Sequence[Any]) -> list[Prepared]:
-        began = time.monotonic()
-        items = model.prepare(inputs)
-        self._observer.tokenized(time.monotonic() - began)
-        return items
-
-    async def _in_cpu_thread(self, work: Callable[[], T]) -> T:
-        try:
-            future = self._cpu.submit(work)
-        except RuntimeError:  # the pool is closed
-            raise _shutting_down() from None
-        return await self._watched(future)
-
-    async def _watched(self, future: Future[T]) -> T:
-        """The future's result. Raises Unavailable when nothing has moved for `stall_limit_s`, or `close` was called."""
-        started, limit = time.monotonic(), self._settings.stall_limit_s
-        waiting = asyncio.wrap_future(future)
-        try:
-            while not waiting.done():
-                left = limit - (time.monotonic() - max(started, self._scheduler.progress))
-                if left <= 0:
-                    raise Unavailable(f"the model has not finished any batch for {limit:g} s", code="stalled")
-                await asyncio.wait([waiting], timeout=left)
-            if waiting.cancelled():
-                raise _shutting_down()
-            return waiting.result()
-        finally:
-            waiting.cancel()
 
     def _load(self) -> None:
         try:
@@ -341,15 +271,6 @@ class _Closed(Exception):
     """Loading goes on in a server that has been closed."""
 
 
-def _shutting_down() -> Unavailable:
-    return Unavailable("the server is shutting down", code="shutting_down")
-
-
 def _tell(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
     with suppress(RuntimeError):  # the loop has ended, and nobody waits any more
         loop.call_soon_threadsafe(event.set)
-
-
-def _length(item: Any) -> int:
-    """About how long an input is: characters, token ids, or the characters of a pair."""
-    return sum(map(len, item)) if isinstance(item, tuple) else len(item)

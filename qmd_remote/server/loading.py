@@ -6,13 +6,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from qmd_remote.errors import ExtraMissing, ModelUnsupported, PrerequisiteError, QmdRemoteError
+from qmd_remote.server import cores, hub, threads
 from qmd_remote.server import device as devices
-from qmd_remote.server import hub
 from qmd_remote.server.backends import forward_for
 from qmd_remote.server.checkpoint import Kind, kind
 from qmd_remote.server.device import Device
@@ -37,7 +37,7 @@ class Models:
     rerank_source: Source
     embedder: Embedder
     reranker: Reranker
-    threads: int  # of the CPU, for one forward pass
+    threads: threads.Choice
     load_seconds: Mapping[Role, float]  # downloads left out; next to 0 for a model that does both jobs
 
 
@@ -48,7 +48,7 @@ def load_models(settings: Settings, report: Report) -> Models:
     Raises ConfigError and PrerequisiteError with all their kinds.
     """
     report("importing libraries", None)
-    device = devices.choose(settings.device, devices.look())
+    device, crew = _place(settings)
     embed = _find(settings.embed_model, report)
     same = settings.rerank_model == settings.embed_model
     rerank = embed if same else _find(settings.rerank_model, report)
@@ -62,7 +62,17 @@ def load_models(settings: Settings, report: Report) -> Models:
     began = time.monotonic()
     reranker = load_reranker(rerank, device, trusted=trusted, shared=(embed, embedder))
     seconds["rerank"] = time.monotonic() - began
-    return Models(device, embed, rerank, embedder, reranker, devices.cpu_threads(), seconds)
+    return Models(device, embed, rerank, embedder, reranker, crew, seconds)
+
+
+def _place(settings: Settings) -> tuple[Device, threads.Choice]:
+    """What to compute on, and with how many threads of the CPU; those are set."""
+    device = devices.choose(
+        settings.device, devices.look(), settings.dtype, settings.backend, settings.max_batch_tokens
+    )
+    crew = threads.choose(settings.threads, cores.look())
+    threads.apply(crew.count)
+    return replace(device, threads=crew.count), crew
 
 
 def _find(name: str, report: Report) -> Source:
@@ -131,7 +141,7 @@ def _options(device: Device, trusted: bool) -> dict[str, Any]:
         "trust_remote_code": trusted,
         # the folder is complete; only code that a trusted model keeps in another repository may still be fetched
         "local_files_only": not trusted,
-        "model_kwargs": {"dtype": getattr(torch, device.dtype)},
+        "model_kwargs": {"dtype": getattr(torch, device.weights_dtype)},
     }
 
 

@@ -65,13 +65,15 @@ class Model(Protocol[Input_contra]):
         ...
 
 
-def pad(rows: Sequence[Row], *, pad_id: int, side: Literal["left", "right"]) -> dict[str, NDArray[np.int64]]:
+def pad(
+    rows: Sequence[Row], *, pad_id: int, side: Literal["left", "right"], least: int = 1
+) -> dict[str, NDArray[np.int64]]:
     """Stack rows of unequal length into arrays [len(rows), longest], and the `attention_mask` of what is real.
 
-    `input_ids` are filled with `pad_id`, every other feature with 0.
+    They are `least` wide at least. `input_ids` are filled with `pad_id`, every other feature with 0.
     """
     lengths = [len(row["input_ids"]) for row in rows]
-    shape = (len(rows), max(lengths))
+    shape = (len(rows), max(least, *lengths))
     batch = {name: np.full(shape, pad_id if name == "input_ids" else 0, dtype=np.int64) for name in rows[0]}
     mask = np.zeros(shape, dtype=np.int64)
     for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -16,40 +16,74 @@ from qmd_remote.server.observer import SILENT, Observer
 log = logging.getLogger(__name__)
 
 Outcome = Float32 | ApiError
+Attempt = Float32 | Exception  # what a forward pass came to
 
 
 class DeviceLost(Exception):
     """The device refuses all further work of this process; only a new process helps."""
 
 
+def failure(error: Exception) -> Exception:
+    """`error`, which ended a forward pass, ready to be kept: it holds no memory that a retry needs.
+
+    Raises DeviceLost where there is nothing to retry on.
+    """
+    if is_device_lost(error):
+        raise DeviceLost(str(error)) from error
+    if is_out_of_memory(error):
+        # the failed frames hold the very tensors whose memory the retry needs
+        traceback.clear_frames(error.__traceback__)
+    return error
+
+
+def finished(model: Model[Any], output: Any) -> Attempt:
+    """What `model.run` gave as `output`, on the host. Raises DeviceLost."""
+    try:
+        return model.finish(output)
+    except Exception as error:  # any failure of a forward pass belongs to its items, not to the model thread
+        return failure(error)
+
+
+def is_good(attempt: Attempt) -> TypeGuard[Float32]:
+    """Whether an attempt gave rows, all of them finite."""
+    return not isinstance(attempt, Exception) and bool(np.isfinite(attempt).all())
+
+
 def outcomes(model: Model[Any], batch: Sequence[Prepared], observer: Observer = SILENT) -> list[Outcome]:
     """Run `batch`; one outcome per item, in order: its finite float32 [width] row, or the error for its request.
 
-    A batch that fails is split, so that an item which cannot be computed never fails its neighbours.
     Raises DeviceLost.
     """
     try:
-        rows = model.finish(model.run(batch))
-    except Exception as error:  # any failure of a forward pass belongs to its items, not to the model thread
-        return _after_failure(model, batch, error, observer)
-    finite = [bool(np.isfinite(row).all()) for row in rows]
-    if all(finite):
-        return list(rows)
+        output = model.run(batch)
+    except Exception as error:  # as in `finished`
+        attempt: Attempt = failure(error)
+    else:
+        attempt = finished(model, output)
+        del output
+    return rescue(model, batch, attempt, observer)
+
+
+def rescue(model: Model[Any], batch: Sequence[Prepared], attempt: Attempt, observer: Observer) -> list[Outcome]:
+    """As `outcomes`, after a first attempt that came to this.
+
+    A batch that fails is split, so that an item which cannot be computed never fails its neighbours.
+    """
+    if isinstance(attempt, Exception):
+        return _after_failure(model, batch, attempt, observer)
+    if is_good(attempt):
+        return list(attempt)
     if model.widen():
         log.warning("half precision gave a result that is not finite: continuing in float32")
         observer.widened()
         return outcomes(model, batch, observer)
-    return [row if good else _not_finite() for row, good in zip(rows, finite, strict=True)]
+    return [row if np.isfinite(row).all() else _not_finite() for row in attempt]
 
 
 def _after_failure(model: Model[Any], batch: Sequence[Prepared], error: Exception, observer: Observer) -> list[Outcome]:
-    if is_device_lost(error):
-        raise DeviceLost(str(error)) from error
     memory = is_out_of_memory(error)
     if memory:
         observer.out_of_memory()
-        # the failed frames hold the very tensors whose memory the retry needs
-        traceback.clear_frames(error.__traceback__)
         model.free()
     if len(batch) > 1:
         log.warning("a batch of %d failed (%s): splitting it", len(batch), _first_line(error))

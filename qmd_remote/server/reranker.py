@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qmd_remote.errors import ModelUnsupported
 from qmd_remote.server.embedder import Embedder
-from qmd_remote.server.model import Float32, Model
+from qmd_remote.server.model import Float32
 from qmd_remote.server.text import scrub
 from qmd_remote.server.text_model import Backend, TextModel
 
@@ -30,7 +30,7 @@ class Reranker(Protocol):
         ...
 
     @property
-    def model(self) -> Model[Any]:
+    def model(self) -> TextModel[Any]:
         """What the scheduler runs."""
         ...
 

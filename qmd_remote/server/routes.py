@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from anyio import to_thread
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -23,7 +24,23 @@ from qmd_remote.server.metrics import Metrics
 from qmd_remote.server.responses import embeddings_response, json_response, rerank_response
 from qmd_remote.settings import Settings
 
-router = APIRouter()
+T = TypeVar("T")
+
+# Bodies and answers of this size are read and written on the event loop. That takes it well under a millisecond, and a
+# thread would not free it: for that long, the interpreter lets no other thread in, and the way there and back is extra.
+INLINE_BYTES = 262_144
+RESULT_BYTES = 64  # about what a score takes in an answer, without its text
+
+
+class _Plain(APIRoute):
+    """A route whose handler takes the request and gives the response: nothing for the framework to solve or check."""
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        """The handler as it is."""
+        return self.endpoint
+
+
+router = APIRouter(route_class=_Plain)
 
 
 def _answers(kind: type[BaseModel], *errors: int) -> dict[int | str, dict[str, Any]]:
@@ -56,7 +73,8 @@ async def embeddings(request: Request) -> Response:
     found = await while_connected(request, embed())
     as_base64 = asked.encoding_format == "base64"
     answer = partial(embeddings_response, found, engine.embed_id, dimensions=asked.dimensions, as_base64=as_base64)
-    return await _answer(request, found, answer)
+    size = found.vectors.nbytes * 4 // 3 if as_base64 else found.vectors.nbytes * 3
+    return await _answer(request, found, answer, size)
 
 
 @router.post(
@@ -78,7 +96,8 @@ async def rerank(request: Request) -> Response:
     found = await while_connected(request, score())
     documents = asked.documents if asked.return_documents else None
     answer = partial(rerank_response, found, engine.rerank_id, top_n=asked.top_n, documents=documents)
-    return await _answer(request, found, answer)
+    size = found.scores.size * RESULT_BYTES + sum(map(len, documents or ()))
+    return await _answer(request, found, answer, size)
 
 
 @router.get("/v1/models", summary="The models served", responses=_answers(schemas.ModelList))
@@ -136,7 +155,7 @@ def _report(engine: Engine, uptime_s: float, metrics: Metrics) -> dict[str, Any]
 
 
 @router.get("/livez", summary="Whether the server answers", responses={200: {"model": schemas.Status}})
-async def livez() -> Response:
+async def livez(request: Request) -> Response:
     """Always 200."""
     return json_response({"status": "alive"})
 
@@ -149,7 +168,8 @@ async def livez() -> Response:
 )
 async def metrics(request: Request) -> Response:
     """The text that Prometheus reads; docs/metrics.md describes it."""
-    text, content_type = await to_thread.run_sync(_metrics(request).render, request.headers.get("accept", ""))
+    render = partial(_metrics(request).render, request.headers.get("accept", ""))
+    text, content_type = await _in_thread(render)
     return Response(text, media_type=content_type)
 
 
@@ -157,15 +177,20 @@ async def _read(request: Request, kind: type[schemas.RequestModel]) -> schemas.R
     """The request in the body. Raises as read_body and schemas.parse do."""
     with _metrics(request).stage("read"):
         raw = await read_body(request, request.app.state.settings.max_body_mb)
-        return await to_thread.run_sync(schemas.parse, kind, raw)
+        parse = partial(schemas.parse, kind, raw)
+        return parse() if len(raw) <= INLINE_BYTES else await _in_thread(parse)
 
 
-async def _answer(request: Request, found: Embeddings | Scores, answer: Callable[[], Response]) -> Response:
-    """What `answer` makes of `found`, in a thread."""
+async def _answer(request: Request, found: Embeddings | Scores, answer: Callable[[], Response], size: int) -> Response:
+    """What `answer` makes of `found`: about `size` bytes."""
     exchange = exchange_of(request.scope)
     exchange.tokens, exchange.truncated = found.tokens, found.truncated
     with _metrics(request).stage("serialise"):
-        return await to_thread.run_sync(answer)
+        return answer() if size <= INLINE_BYTES else await _in_thread(answer)
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(None, work)
 
 
 def _metrics(request: Request) -> Metrics:

@@ -1,118 +1,25 @@
-"""From requests to batches and back: bounded admission, one model thread, every future resolved."""
+"""From items to rows: one model thread that owns the device, and every future resolved."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
-
-from qmd_remote.errors import ApiError, Unavailable
-from qmd_remote.server.batching import Lane, Limits, Pending, choose
+from qmd_remote.errors import Unavailable
+from qmd_remote.server.backlog import Backlog
+from qmd_remote.server.batching import Lane, Limits, cost
+from qmd_remote.server.budget import Budget
+from qmd_remote.server.jobs import Entry, Job
 from qmd_remote.server.model import Float32, Model, Prepared
-from qmd_remote.server.observer import SILENT, Batch, Observer, Role
-from qmd_remote.server.recovery import Outcome, outcomes
+from qmd_remote.server.observer import SILENT, Batch, Observer
+from qmd_remote.server.pipeline import Pipeline
+from qmd_remote.server.recovery import Outcome
 
 log = logging.getLogger(__name__)
-
-
-class Admission:
-    """How many texts may be inside at once, first come, first served; for one event loop.
-
-    A request larger than the whole capacity enters when nothing else is inside.
-    """
-
-    def __init__(self, capacity: int, wait_s: float) -> None:
-        self._capacity = capacity
-        self._wait_s = wait_s
-        self._inside = 0
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-
-    @asynccontextmanager
-    async def hold(self, texts: int) -> AsyncIterator[None]:
-        """Be inside with so many texts while the block runs. Raises Unavailable when there is no room in time."""
-        if self._waiting or not self._fits(texts):
-            await self._wait(texts)
-        else:
-            self._inside += texts
-        try:
-            yield
-        finally:
-            self._inside -= texts
-            self._admit()
-
-    async def _wait(self, texts: int) -> None:
-        turn = (texts, asyncio.get_running_loop().create_future())
-        self._waiting.append(turn)
-        try:
-            async with asyncio.timeout(self._wait_s):
-                await turn[1]
-        except (TimeoutError, asyncio.CancelledError) as error:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
-            else:  # admitted at the very moment of giving up
-                self._inside -= texts
-            self._admit()
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            raise Unavailable(
-                f"{self._inside} texts are waiting and there was no room for {texts} more within {self._wait_s:g} s",
-                code="overloaded",
-                retry_after=max(1, round(self._wait_s)),
-            ) from None
-
-    def _fits(self, texts: int) -> bool:
-        return self._inside == 0 or self._inside + texts <= self._capacity
-
-    def _admit(self) -> None:
-        while self._waiting and self._fits(self._waiting[0][0]):
-            texts, turn = self._waiting.popleft()
-            self._inside += texts
-            if not turn.done():
-                turn.set_result(None)
-
-
-class _Job:
-    """What one `submit` waits for: a row per item, or the first error."""
-
-    def __init__(self, size: int, role: Role, since: float) -> None:
-        self.future: Future[Float32] = Future()
-        self.role: Role = role
-        self.since: float | None = since  # when its wait began (time.monotonic); None when it is over
-        self._rows: list[Float32 | None] = [None] * size
-        self._missing = size
-
-    def resolve(self, position: int, outcome: Outcome) -> None:
-        if isinstance(outcome, ApiError):
-            self.fail(outcome)
-            return
-        self._rows[position] = outcome
-        self._missing -= 1
-        if not self._missing:
-            # a cancelled caller no longer wants it
-            with suppress(InvalidStateError):
-                self.future.set_result(np.stack([row for row in self._rows if row is not None]))
-
-    def fail(self, error: Exception) -> None:
-        with suppress(InvalidStateError):
-            self.future.set_exception(error)
-
-
-@dataclass(frozen=True, eq=False)
-class _Entry:
-    model: Model[Any]
-    item: Prepared
-    pending: Pending
-    job: _Job
-    position: int
 
 
 class Scheduler:
@@ -126,15 +33,17 @@ class Scheduler:
         self._on_lost = on_lost
         self._observer = observer
         self._changed = threading.Condition()
-        self._waiting: list[_Entry] = []
-        self._running: Sequence[_Entry] = ()
+        self._backlog: Backlog[Entry] = Backlog()
+        self._running: list[Sequence[Entry]] = []  # batches on the device
         self._stopped: Unavailable | None = None
         self._progress = time.monotonic()
+        self._budget: Budget | None = None
         self._thread: threading.Thread | None = None
 
     def start(self, limits: Limits) -> None:
         """Start the model thread, with batches of at most `limits`."""
-        self._thread = threading.Thread(target=self._loop, args=(limits,), name="model", daemon=True)
+        self._budget = budget = Budget(limits)
+        self._thread = threading.Thread(target=self._loop, args=(budget,), name="model", daemon=True)
         self._thread.start()
 
     @property
@@ -143,28 +52,36 @@ class Scheduler:
         return self._progress
 
     @property
-    def queued(self) -> int:
-        """How many items wait for a batch."""
-        return len(self._waiting)
+    def limits(self) -> Limits | None:
+        """What a batch is limited to at present; None before `start`."""
+        return self._budget.limits if self._budget is not None else None
+
+    @property
+    def learned_tokens(self) -> int | None:
+        """To how many tokens batches were lowered because they ran out of memory; None if they were not."""
+        return self._budget.learned if self._budget is not None else None
+
+    def queued(self, lane: Lane) -> int:
+        """How many items of a lane wait for a batch."""
+        with self._changed:
+            return self._backlog.depth(lane)
 
     def submit(
-        self, model: Model[Any], items: Sequence[Prepared], lane: Lane, *, role: Role = "embed", waited: float = 0.0
+        self, model: Model[Any], items: Sequence[Prepared], lane: Lane, job: Job | None = None
     ) -> Future[Float32]:
-        """Queue `items` (at least one); the future gives float32 [len(items), width], or an ApiError.
+        """Queue `items` (at least one) as `job`; its future gives float32 [len(items), width], or an ApiError.
 
-        Cancelling the future drops what has not run yet. `role` and `waited`, the seconds that they have waited
-        elsewhere, are for the observer.
+        Cancelling the future drops what has not run yet.
         """
-        job = _Job(len(items), role, time.monotonic() - waited)
+        job = job or Job()
+        entries = job.entries(model, items, lane)
         with self._changed:
-            if self._stopped is not None:
-                job.fail(self._stopped)
-                return job.future
-            self._waiting.extend(
-                _Entry(model, item, Pending(item.length, lane, id(model)), job, position)
-                for position, item in enumerate(items)
-            )
-            self._changed.notify()
+            stopped = self._stopped
+            if stopped is None:
+                self._backlog.add(entries)
+                self._changed.notify()
+        if stopped is not None:
+            job.fail(stopped)
         return job.future
 
     def close(self, timeout: float = 5.0) -> None:
@@ -177,60 +94,57 @@ class Scheduler:
         with self._changed:
             if self._stopped is None:
                 self._stopped = error
-            left = [*self._running, *self._waiting]
-            self._waiting = []
+            left = [entry for batch in self._running for entry in batch] + self._backlog.clear()
             self._changed.notify()
         for entry in left:
             entry.job.fail(error)
 
-    def _loop(self, limits: Limits) -> None:
+    def _loop(self, budget: Budget) -> None:
         try:
-            self._work(limits)
+            self._work(budget)
         except BaseException as error:  # whatever it is, nobody may be left waiting for a thread that is gone
             log.critical("the model thread ended", exc_info=error)
             self._stop(Unavailable("the model failed and the server has to restart", code="failed"))
             if self._on_lost is not None:
                 self._on_lost(error)
 
-    def _work(self, limits: Limits) -> None:
-        streak = 0
-        while (chosen := self._next(limits, streak)) is not None:
-            batch, streak = chosen
-            began = time.monotonic()
-            self._end_waits(batch, began)
-            results = outcomes(batch[0].model, [entry.item for entry in batch], self._observer)
-            self._progress = time.monotonic()
-            self._observer.ran(_describe(batch, self._progress - began))
-            for entry, outcome in zip(batch, results, strict=True):
-                entry.job.resolve(entry.position, outcome)
+    def _work(self, budget: Budget) -> None:
+        pipeline = Pipeline(self._deliver, budget, self._observer)
+        while (batch := self._next(budget.limits, wait=not pipeline.busy)) is not None:
+            if batch:
+                self._end_waits(batch, time.monotonic())
+                pipeline.push(batch)
+            else:
+                pipeline.drain()
 
-    def _end_waits(self, batch: Sequence[_Entry], now: float) -> None:
-        for entry in batch:
-            job = entry.job
-            if job.since is not None:
-                self._observer.waited(entry.pending.lane, now - job.since)
-                job.since = None
-
-    def _next(self, limits: Limits, streak: int) -> tuple[list[_Entry], int] | None:
-        """Wait for work and take the next batch out of the queue; None when stopped."""
+    def _next(self, limits: Limits, *, wait: bool) -> list[Entry] | None:
+        """Take the next batch out of the queue: None when stopped, empty when there is none and it shall not `wait`."""
         with self._changed:
-            self._running = ()
-            while True:
-                if self._stopped is not None:
-                    return None
-                self._waiting = [entry for entry in self._waiting if not entry.job.future.done()]
-                if self._waiting:
-                    break
+            while self._stopped is None:
+                batch = self._backlog.take(limits)
+                if batch:
+                    self._running.append(batch)
+                if batch or not wait:
+                    return batch
                 self._changed.wait()
-            choice = choose([entry.pending for entry in self._waiting], limits, streak)
-            taken = set(choice.positions)
-            batch = [self._waiting[position] for position in choice.positions]
-            self._waiting = [entry for position, entry in enumerate(self._waiting) if position not in taken]
-            self._running = batch
-            return batch, choice.streak
+            return None
+
+    def _end_waits(self, batch: Sequence[Entry], now: float) -> None:
+        for entry in batch:
+            waited = entry.job.end_wait(now)
+            if waited is not None:
+                self._observer.waited(entry.lane, waited)
+
+    def _deliver(self, batch: Sequence[Entry], found: Sequence[Outcome], seconds: float) -> None:
+        self._progress = time.monotonic()
+        self._observer.ran(_describe(batch, seconds))
+        for entry, outcome in zip(batch, found, strict=True):
+            entry.job.resolve(entry.position, outcome)
+        with self._changed:
+            self._running = [other for other in self._running if other is not batch]
 
 
-def _describe(batch: Sequence[_Entry], seconds: float) -> Batch:
+def _describe(batch: Sequence[Entry], seconds: float) -> Batch:
     roles = {entry.job.role for entry in batch}
-    longest = max(entry.item.length for entry in batch)
-    return Batch(roles.pop() if len(roles) == 1 else "both", len(batch), longest * len(batch), seconds)
+    tokens = cost([entry.length for entry in batch], packs=batch[0].model.packs)
+    return Batch(roles.pop() if len(roles) == 1 else "both", len(batch), tokens, seconds)

@@ -193,6 +193,8 @@ def mini_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "EMBED_MODEL": MINI_EMBED,
         "RERANK_MODEL": MINI_EMBED,
         "DEVICE": "cpu",
+        "QMD_REMOTE_BACKEND": "torch",
+        "QMD_REMOTE_DTYPE": "float32",
         "QMD_REMOTE_HOME": str(home),
         "QMD_REMOTE_READY_WAIT_S": "120",
         "QMD_REMOTE_GENERATION": "off",

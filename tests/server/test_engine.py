@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from qmd_remote.errors import BadRequest
 from qmd_remote.presets import MINI_EMBED
@@ -138,7 +139,23 @@ def test_facts_describe_what_runs(mini):
     facts = mini.facts()
     expected = {"device": "cpu", "cuda_available": False, "dtype": "float32", "dimension": 384, "max_length": 256}
     assert {name: facts[name] for name in expected} == expected
+    reasons = {"dtype_reason": "dtype=float32", "backend": "torch", "backend_reason": "backend=torch"}
+    assert {name: facts[name] for name in reasons} == reasons
+    assert facts["forward"]["embed"] == facts["forward"]["rerank"]
+    assert facts["forward"]["embed"].startswith("torch")
     assert facts["reranker"] == "bi-encoder"
     assert facts["sources"] == {"embed": "package", "rerank": "package"}
     assert (mini.embed_id, mini.rerank_id, mini.state) == (MINI_EMBED, MINI_EMBED, "ready")
     assert str(tiny.mini_folder()) not in json.dumps(facts)
+
+
+def test_threads_and_tokens_are_what_is_set(tmp_path):
+    """Both settings reach the engine; /health tells them."""
+    before = torch.get_num_threads()
+    folder = tiny.save_encoder(tmp_path / "bert", "bert")
+    try:
+        with tiny.loaded(folder, folder, threads=1, max_batch_tokens=99) as engine:
+            facts = engine.facts()
+    finally:
+        torch.set_num_threads(before)
+    assert (facts["threads"], facts["threads_reason"], facts["max_batch_tokens"]) == (1, "threads=1", 99)

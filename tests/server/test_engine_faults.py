@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 
 from qmd_remote.errors import ApiError, Unavailable
+from qmd_remote.server.admission import Admission
+from qmd_remote.server.batching import Lane
 from qmd_remote.server.engine import Engine
+from qmd_remote.server.intake import CPU_THREADS
 from tests.server import tiny_models as tiny
 from tests.server.tiny_models import blocked, embed, network
 
@@ -80,7 +84,7 @@ def test_out_of_memory_is_survived(own, monkeypatch):
 def test_a_stalled_model_ends_in_503(own, monkeypatch):
     """When no batch ends for stall_limit_s, those who wait are told so."""
     _, gate = blocked(own, monkeypatch)
-    monkeypatch.setattr(own, "_settings", replace(own._settings, stall_limit_s=0.1))
+    monkeypatch.setattr(own._intake, "_settings", replace(own._settings, stall_limit_s=0.1))
     with pytest.raises(Unavailable) as caught:
         embed(own, ["a"])
     gate.set()
@@ -121,7 +125,7 @@ def test_a_cancelled_request_leaves_the_queue(own, monkeypatch):
     async def story() -> None:
         gone = asyncio.create_task(own.embed(["a"] * 8))
         await asyncio.to_thread(inside.wait, LIMIT_S)
-        await asyncio.to_thread(tiny.until, lambda: own._scheduler.queued == 4)  # the second half of the request
+        await asyncio.to_thread(tiny.until, lambda: own._scheduler.queued(Lane.INDEX) == 4)  # the second half
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
             await gone
@@ -130,6 +134,55 @@ def test_a_cancelled_request_leaves_the_queue(own, monkeypatch):
 
     asyncio.run(story())
     assert sizes == [4, 4, 2]
+
+
+def test_a_cancelled_request_is_not_tokenised_on(own, monkeypatch):
+    """Of a long request whose caller went away, slices that are not tokenised never are: neither those that were yet
+    to come, nor one that already waits for a thread."""
+    prepare, sizes = own._models.embedder.prepare, []
+    inside, gate = threading.Event(), threading.Event()
+
+    def slow(texts: list[str]) -> Any:
+        sizes.append(len(texts))
+        inside.set()
+        assert gate.wait(LIMIT_S)
+        return prepare(texts)
+
+    monkeypatch.setattr(own._models.embedder, "prepare", slow)
+
+    async def story() -> None:
+        gone = [asyncio.create_task(own.embed(["a"] * 8)) for _ in range(2)]
+        await asyncio.to_thread(inside.wait, LIMIT_S)
+        await asyncio.to_thread(tiny.until, lambda: len(sizes) == CPU_THREADS)
+        for task in gone:
+            task.cancel()
+        assert [type(end) for end in await asyncio.gather(*gone, return_exceptions=True)] == [
+            asyncio.CancelledError
+        ] * 2
+        gate.set()
+        assert len((await own.embed(["b"] * 3)).vectors) == 3
+
+    asyncio.run(story())
+    assert sizes == [4] * CPU_THREADS + [3]
+
+
+def test_a_small_request_takes_turns_with_a_large_one(own, monkeypatch):
+    """Index work of a few texts waits for the slices of a long request that were there before it, not for its end."""
+    inside, gate = blocked(own, monkeypatch)
+
+    async def story() -> bool:
+        large = asyncio.create_task(own.embed(["a long text " * 9] * 400))
+        await asyncio.to_thread(inside.wait, LIMIT_S)
+        small = asyncio.create_task(own.embed(["b"] * 5))
+        await asyncio.to_thread(tiny.until, lambda: own._scheduler.queued(Lane.INDEX) > 4)
+        gate.set()
+        await small
+        first = not large.done()
+        await large
+        return first
+
+    monkeypatch.setattr(own._intake, "_room", {lane: Admission(500, LIMIT_S) for lane in Lane})
+    assert asyncio.run(story())
 
 
 def test_the_event_loop_stays_free(own, monkeypatch):

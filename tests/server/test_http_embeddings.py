@@ -37,7 +37,7 @@ def test_one_string_gives_one_vector(mini):
     assert vectors_of(answer).shape == (1, DIMENSION)
     body = answer.json()
     assert body["object"] == "list"
-    assert body["usage"] == {"prompt_tokens": 4, "total_tokens": 4}  # [CLS] hello world [SEP]
+    assert body["usage"] == {"prompt_tokens": 4, "total_tokens": 4, "truncated": 0}  # [CLS] hello world [SEP]
 
 
 def test_a_list_gives_a_vector_each_in_order(mini):

@@ -244,8 +244,9 @@ def until(true: Callable[[], bool], limit_s: float = 60) -> None:
 
 @contextmanager
 def loaded(embed: Path | str, rerank: Path | str, **settings: Any) -> Iterator[Engine]:
-    """An engine that is ready, on the CPU."""
-    engine = Engine(Settings(embed_model=str(embed), rerank_model=str(rerank), **{"device": "cpu", **settings}))
+    """An engine that is ready, on the CPU; with torch in float32, whatever this machine has, unless settings say so."""
+    plain = {"device": "cpu", "backend": "torch", "dtype": "float32"}
+    engine = Engine(Settings(embed_model=str(embed), rerank_model=str(rerank), **{**plain, **settings}))
     engine.start()
     try:
         asyncio.run(engine.ready(120))

@@ -1,0 +1,1 @@
+"""The benchmark's parts: models, texts, servers, measurements, report."""

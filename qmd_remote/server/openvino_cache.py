@@ -1,0 +1,112 @@
+"""Converted models on disk, so that a model is converted once. What lies there can be made again at any time.
+
+One folder per model, in it one per state of the model and version of what converts it; there is never a reason to
+keep more than the newest. Nothing here is an error to the caller: without a cache, conversion takes its time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from qmd_remote.server.checkpoint import module_folders
+from qmd_remote.server.openvino_runtime import runtime
+
+log = logging.getLogger(__name__)
+
+# Raised when we hand OpenVINO another network for the same files.
+FORMAT = 1
+MAKERS = ("openvino", "torch", "transformers", "sentence-transformers")
+READ = (".json", ".safetensors", ".bin", ".py")
+FILE = "model.xml"
+
+
+class ConvertedModel:
+    """The place of one model's conversion below `cache`; `wanted` says what is to be computed from the files."""
+
+    def __init__(self, cache: Path, folder: Path, wanted: Sequence[str]) -> None:
+        self._home = cache / "openvino" / _short([_name(folder), *wanted])
+        self._place = self._home / _short(_state(folder))
+
+    def read(self, core: Any) -> Any | None:
+        """The model, its weights mapped from disk; None when it is not there, or is not whole."""
+        if not self._place.is_dir():
+            return None
+        try:
+            return core.read_model(self._place / FILE)
+        except RuntimeError as error:  # all that OpenVINO raises
+            log.warning("a converted model cannot be read, and is made again: %s", reason(error))
+            return None
+
+    def write(self, model: Any) -> bool:
+        """Put `model` in the place of what is there for this model; False, and a warning, when that fails."""
+        draft: Path | None = None
+        try:
+            self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            draft = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=self._home))
+            runtime().save_model(model, draft / FILE, compress_to_fp16=False)
+            _flush(draft)
+            self.drop()
+            draft.rename(self._place)
+        except (OSError, RuntimeError) as error:
+            log.warning("the converted model is not kept, the next start converts again: %s", reason(error))
+            if draft is not None:
+                shutil.rmtree(draft, ignore_errors=True)
+            return False
+        self._clear()
+        return True
+
+    def drop(self) -> None:
+        """Forget the conversion."""
+        shutil.rmtree(self._place, ignore_errors=True)
+
+    def _clear(self) -> None:
+        """Remove what was made of the model's former states, or by former versions."""
+        for other in self._home.iterdir():
+            if other != self._place:
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def _name(folder: Path) -> str:
+    """What stays the same when the model changes: in the hub's cache, the folder above its snapshots."""
+    whole = folder.resolve()
+    return str(whole.parents[1] if whole.parent.name == "snapshots" else whole)
+
+
+def _state(folder: Path) -> Iterator[str]:
+    """What a conversion depends on."""
+    yield str(FORMAT)
+    for package in MAKERS:
+        yield f"{package} {metadata.version(package)}"
+    for part in ("", *module_folders(folder)):
+        for file in sorted((folder / part).glob("*")):
+            if file.suffix in READ and file.is_file():
+                found = file.stat()
+                yield f"{part}/{file.name} {found.st_size} {found.st_mtime_ns}"
+
+
+def _short(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode("utf-8", "surrogateescape")).hexdigest()[:24]
+
+
+def _flush(folder: Path) -> None:
+    """Have the files on disk before the folder gets its name: after a power cut it would name empty ones."""
+    for file in folder.iterdir():
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def reason(error: Exception) -> str:
+    """The last line of what OpenVINO says: those before it name its own source files."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
