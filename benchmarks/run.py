@@ -99,6 +99,8 @@ def measured(wanted: argparse.Namespace) -> dict[str, Any]:
             result["stages"].append(stage.result())
             if wanted.json:  # what is measured stays, whatever comes
                 wanted.json.write_text(json.dumps(result, indent=1))
+        again = torch_side.apart(torch_side.gemm_peak, here["flags"])  # a busy moment lowers one of the two
+        result["peak"] = {name: max(value, again[name]) for name, value in result["peak"].items()}
         return result
 
 
@@ -110,6 +112,8 @@ def main() -> None:
         result = json.loads(wanted.from_json.read_text()) if wanted.from_json else measured(wanted)
     except KeyboardInterrupt:
         sys.exit("interrupted; the servers have ended")
+    if wanted.json:
+        wanted.json.write_text(json.dumps(result, indent=1))
     text = report.markdown(result)
     print(text)
     if wanted.write_docs:

@@ -86,8 +86,9 @@ def _about(report: Mapping[str, Any]) -> str:
     lines = [
         f"Measured {report['date']} on {machine['cores']} cores of {machine['cpu']} ({flags}), "
         f"{machine['memory_gb']:g} GB, {machine['system']}.",
-        f"Matrix products of torch reach {peaks} here.",
     ]
+    if peaks:
+        lines.append(f"Matrix products of torch reach {peaks} here.")
     if machine["environment"]:
         set_ = " ".join(f"{name}={value}" for name, value in machine["environment"].items())
         lines.append(f"Set for all servers: `{set_}`.")

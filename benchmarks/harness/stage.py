@@ -57,7 +57,7 @@ PLANS = {
     plan.name: plan
     for plan in (
         Plan("minilm", "minilm", chunks=Lengths(8, 350), index_requests=2, queries=256, busy_requests=4),
-        Plan("bert-base", "bert-base", "cross-encoder"),
+        Plan("bert-base", "bert-base", "cross-encoder", neighbour_rounds=2),
         Plan("nomic", "nomic", chunks=Lengths(64, 898, QMD), busy_requests=0, neighbour_rounds=0),
         Plan(
             "xlmr-large",

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qmd_remote import paths
+from qmd_remote.server import openvino_forward
 from qmd_remote.server.device import Device
 from qmd_remote.server.forward import Forward, Network, PaddedForward
 
 
 def forward_for(network: Network, device: Device, folder: Path) -> Forward:
     """The fastest way to compute `network`, loaded from `folder`, on `device` that gives the same answers."""
-    del device, folder
-    return PaddedForward(network)
+    if device.backend == "openvino":
+        found = openvino_forward.attempt(
+            network, folder, cache=paths.cache_dir(), dtype=device.dtype, threads=device.threads
+        )
+        if found is not None:
+            return found
+    if device.name == "mps":
+        return PaddedForward(network)  # where a call of SDPA for every few rows has not been measured
+    # heavy with torch and its like, which who only configures does without
+    from qmd_remote.server.packed import forward_without_padding
+
+    return forward_without_padding(network, device.dtype)

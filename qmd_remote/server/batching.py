@@ -37,7 +37,7 @@ class Limits:
 
     batch_size: int
     tokens: int = 65_536
-    window: int = 512
+    window: int = 256
     query_streak: int = 4
 
     def reach(self, *, packs: bool) -> int:

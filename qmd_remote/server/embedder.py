@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qmd_remote.errors import BadRequest
+from qmd_remote.server.fast_tokens import FastTexts
 from qmd_remote.server.model import Float32, Prepared
 from qmd_remote.server.text import scrub
 from qmd_remote.server.text_model import Backend, TextModel
+from qmd_remote.server.tokenizing import LONG_PROBE, PROBE_LENGTH, PROBES, LibraryTokens, Tokens, fastest
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -37,13 +40,13 @@ class Embedder(TextModel[EmbedInput]):
         for index, item in enumerate(inputs):
             if isinstance(item, str):
                 continue
-            for token in item:
-                if not 0 <= token < self.vocabulary:
-                    raise BadRequest(
-                        f"input[{index}] holds the token id {token}, and this model's vocabulary has "
-                        f"{self.vocabulary} tokens: ids must be 0 to {self.vocabulary - 1}",
-                        param="input",
-                    )
+            if item and not 0 <= min(item) <= max(item) < self.vocabulary:
+                wrong = next(token for token in item if not 0 <= token < self.vocabulary)
+                raise BadRequest(
+                    f"input[{index}] holds the token id {wrong}, and this model's vocabulary has "
+                    f"{self.vocabulary} tokens: ids must be 0 to {self.vocabulary - 1}",
+                    param="input",
+                )
 
     def finish(self, output: Any) -> Float32:
         """Unit vectors, float32 [len(batch), dimension]; a vector without a direction becomes NaN."""
@@ -51,6 +54,11 @@ class Embedder(TextModel[EmbedInput]):
         with np.errstate(divide="ignore", invalid="ignore"):
             unit: Float32 = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return unit
+
+    def _fastest(self, library: LibraryTokens[Any]) -> Tokens[Any]:
+        make = partial(FastTexts, self._tokenizer, library.names, self._prompt)
+        limit = self.max_length
+        return fastest(make, library, (*PROBES, LONG_PROBE), limit=limit, trial=min(limit, PROBE_LENGTH))
 
     def _clean(self, item: EmbedInput) -> EmbedInput:
         return scrub(item) if isinstance(item, str) else item

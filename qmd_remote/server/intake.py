@@ -130,6 +130,7 @@ class Intake:
         """
         loop, limit = asyncio.get_running_loop(), self._settings.stall_limit_s
         started, waiting, stalled = time.monotonic(), asyncio.wrap_future(future), False
+        timer: asyncio.TimerHandle
 
         def look() -> None:
             nonlocal timer, stalled

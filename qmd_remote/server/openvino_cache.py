@@ -106,7 +106,9 @@ def _flush(folder: Path) -> None:
             os.close(handle)
 
 
-def reason(error: Exception) -> str:
-    """The last line of what OpenVINO says: those before it name its own source files."""
+def reason(error: BaseException) -> str:
+    """The last line of what began it: OpenVINO puts advice around that, and its own source files before it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__

@@ -31,6 +31,8 @@ EXAMPLE = (7, 4, 9)
 SHORT = ((1,), (2, 23, 5, 1))
 # Tried once, after a conversion: some networks go another way for long rows.
 LONG = 1024
+# Which input of OpenVINO's attention is the mask, and a logit that softmax makes 0 of; bfloat16 holds it too.
+MASK, UNSEEN = 3, -1e30
 
 
 class WrongNumbers(Exception):
@@ -67,8 +69,7 @@ class OpenVinoForward:
     @property
     def dtype(self) -> str:
         """The precision that OpenVINO has settled on."""
-        settled = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        return next((name for name, hint in HINTS.items() if hint == settled), settled)
+        return settled(self._compiled)
 
     def run(self, rows: Sequence[Row]) -> Any:
         """One pass over the padded rows, finished when this returns: an array [rows, width]."""
@@ -105,6 +106,7 @@ class OpenVinoForward:
         return True
 
     def _adopt_new(self, place: ConvertedModel, network: Network, dtype: str) -> None:
+        log.info("converting the model for OpenVINO, once")
         began = time.monotonic()
         model = _convert(network, self._names)
         if place.write(model):
@@ -116,7 +118,7 @@ class OpenVinoForward:
         except (RuntimeError, WrongNumbers):
             place.drop()
             raise
-        log.info("converted for OpenVINO in %.1f s", time.monotonic() - began)
+        log.info("converted in %.1f s", time.monotonic() - began)
 
     def _adopt(self, model: Any, network: Network, dtype: str, shapes: Sequence[Sequence[int]]) -> None:
         """Compute with `model` from now on, if it gives torch's numbers for rows of these lengths."""
@@ -140,6 +142,16 @@ class OpenVinoForward:
         self._model = None if self.dtype == "float32" else model
 
 
+def attempt(network: Network, folder: Path, *, cache: Path, dtype: str, threads: int) -> OpenVinoForward | None:
+    """An OpenVinoForward, or None and a warning with the cause where this network has none."""
+    try:
+        return OpenVinoForward(network, folder, cache=cache, dtype=dtype, threads=threads)
+    except Exception as error:  # whatever a model's code raises while it is traced; torch still computes it
+        log.warning("OpenVINO does not take the model in %s, torch computes it: %s", folder.name, reason(error))
+        log.debug("OpenVINO's failure", exc_info=error)
+        return None
+
+
 def properties(dtype: str, threads: int) -> Mapping[str, Any]:
     """What to ask of OpenVINO's CPU plugin, which computes for one caller at a time."""
     return {
@@ -152,13 +164,19 @@ def properties(dtype: str, threads: int) -> Mapping[str, Any]:
     }
 
 
+def settled(compiled: Any) -> str:
+    """The precision in which a compiled model multiplies matrices."""
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    return next((name for name, known in HINTS.items() if known == hint), hint)
+
+
 def width(length: int, limit: int) -> int:
     """How wide to make a batch whose longest row has `length` tokens, of a model that takes `limit` (0: any number).
 
     OpenVINO keeps what it has prepared for every shape. So there are few of them: multiples of 8, above 256 tokens of a
     16th to a 32nd of the length.
     """
-    step = max(8, 1 << (length.bit_length() - 5))
+    step = 1 << max(3, length.bit_length() - 5)
     rounded = -(-length // step) * step
     return max(length, min(rounded, limit)) if limit else rounded
 
@@ -190,12 +208,14 @@ def _convert(network: Network, names: Sequence[str]) -> Any:
     arrays = pad(_rows(network, EXAMPLE), pad_id=network.pad_id, side=network.side)
     openvino = runtime()
     shape = openvino.PartialShape([-1, -1])
-    with torch.inference_mode(), _silence():
-        return openvino.convert_model(
+    with torch.inference_mode(), _quietly():
+        model = openvino.convert_model(
             Traced(),
             input=[(shape, openvino.Type.i64)] * len(names),
             example_input=tuple(torch.from_numpy(arrays[name]) for name in names),
         )
+    _mask_finitely(openvino, model)
+    return model
 
 
 def _rows(network: Network, lengths: Sequence[int]) -> list[Row]:
@@ -208,15 +228,36 @@ def _rows(network: Network, lengths: Sequence[int]) -> list[Row]:
     return rows
 
 
+def _mask_finitely(openvino: Any, model: Any) -> None:
+    """Let attention masks be large numbers instead of truth values.
+
+    OpenVINO makes NaN of a token that may see none, which torch makes 0 of, and a NaN spreads though it is masked. Such
+    tokens are padding on the left of a causal model, and padding that is far from all text in a sliding window.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "ScaledDotProductAttention" and node.get_input_size() > MASK:
+            mask = node.input_value(MASK)
+            if mask.get_element_type() == openvino.Type.boolean:
+                finite = openvino.opset13.select(mask, np.float32(0), np.float32(UNSEEN))
+                node.input(MASK).replace_source_output(finite.output(0))
+    model.validate_nodes_and_infer_types()
+
+
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Without the warnings of tracing: what they are about is checked afterwards, with other shapes."""
-    transformers = logging.getLogger("transformers")
-    before = transformers.level
+def _quietly() -> Iterator[None]:
+    """Without the warnings of tracing: what they are about is checked afterwards, with other shapes.
+
+    The converter sets up the root logger as if it were the only program; that is undone.
+    """
+    root, transformers = logging.getLogger(), logging.getLogger("transformers")
+    before = root.level, transformers.level
+    filters, handlers = root.filters[:], root.handlers[:]
     transformers.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        transformers.setLevel(before)
+        root.setLevel(before[0])
+        transformers.setLevel(before[1])
+        root.filters[:], root.handlers[:] = filters, handlers

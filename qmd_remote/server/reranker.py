@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qmd_remote.errors import ModelUnsupported
+from qmd_remote.server.chat_pairs import ChatPairs, parts_of, rendering, supply_template
 from qmd_remote.server.embedder import Embedder
+from qmd_remote.server.fast_tokens import FastPairs, Pair
 from qmd_remote.server.model import Float32
 from qmd_remote.server.text import scrub
 from qmd_remote.server.text_model import Backend, TextModel
+from qmd_remote.server.tokenizing import LONG_PROBE, PROBE_LENGTH, PROBES, LibraryTokens, Tokens, fastest
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
 Float64 = NDArray[np.float64]
-Pair = tuple[str, str]
 
 
 class Reranker(Protocol):
@@ -58,7 +61,26 @@ class CrossEncoderModel(TextModel[Pair]):
             )
         _bare_head(network)
         _float32_logits(network)
+        _answers_alone(network)
+        supply_template(network)
         super().__init__(network, backend, output="scores", probe=(".", "."))
+
+    def _fastest(self, library: LibraryTokens[Any]) -> Tokens[Any]:
+        limit = self.max_length
+        render = rendering(self._network, self._prompt)
+        if render is None:
+            make = partial(FastPairs, self._tokenizer, library.names, self._prompt)
+            pairs = [(query, text) for query in PROBES[:2] for text in (*PROBES, LONG_PROBE)]
+            trial = min(limit, PROBE_LENGTH)
+            return fastest(make, library, pairs, limit=limit, trial=trial, truncation="only_second")
+        parts = parts_of(render)
+        if parts is None:
+            return library
+        # the library cuts in another way, by which nothing is lost but a long query
+        pairs = [(PROBES[place - 1], text) for place, text in enumerate(PROBES)]
+        return fastest(
+            partial(ChatPairs, self._tokenizer, parts, library.names), library, pairs, limit=limit, trial=limit
+        )
 
     def _clean(self, item: Pair) -> Pair:
         return scrub(item[0]), scrub(item[1])
@@ -129,3 +151,29 @@ def _float32_logits(network: CrossEncoder) -> None:
     for head in heads[-1:]:
         head.float()
         head.register_forward_pre_hook(lambda _, args: (args[0].float(),))
+
+
+def _answers_alone(network: CrossEncoder) -> None:
+    """Of a language model's logits compute those of the answers yes and no alone, in float32.
+
+    Nothing else is read of a vocabulary of 150,000.
+    """
+    from sentence_transformers.cross_encoder.modules import LogitScore
+    from torch import no_grad
+    from torch.nn import Linear
+
+    score = list(network.children())[-1]
+    model: Any = network.transformers_model
+    head = model.get_output_embeddings() if isinstance(score, LogitScore) else None
+    if not isinstance(score, LogitScore) or not isinstance(head, Linear):
+        return
+    answers = [token for token in (score.true_token_id, score.false_token_id) if token is not None]
+    small = Linear(head.in_features, len(answers), bias=head.bias is not None, device=head.weight.device)
+    with no_grad():
+        small.weight.copy_(head.weight[answers])
+        if head.bias is not None:
+            small.bias.copy_(head.bias[answers])
+    small.register_forward_pre_hook(lambda _, args: (args[0].float(),))
+    model.set_output_embeddings(small)
+    score.true_token_id = 0
+    score.false_token_id = None if len(answers) == 1 else 1

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from qmd_remote.errors import ModelUnsupported
 from qmd_remote.server.forward import Forward, Network
-from qmd_remote.server.model import Float32, Prepared, Row
+from qmd_remote.server.model import Float32, Prepared
+from qmd_remote.server.tokenizing import LibraryTokens, Tokens, row
 
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
@@ -36,28 +34,21 @@ class TextModel(ABC, Generic[Input]):
 
     def __init__(self, network: BaseModel, backend: Backend, *, output: str, probe: Input) -> None:
         self._network = network
-        # a fast tokenizer keeps truncation and padding as state: one call at a time
-        self._tokenizing = threading.Lock()
         self._prompt: str | None = network.prompts.get(network.default_prompt_name or "") or None
         self._tokenizer = network.tokenizer
-        features = self._preprocess([probe])
-        if getattr(features.get("attention_mask"), "ndim", 0) != 2:
-            raise ModelUnsupported(
-                "this model does not take rows of tokens, which is all this server can batch",
-                hint="recommended models: qmd-remote models",
-            )
-        self._names = [name for name, value in features.items() if _is_row(value) and name != "attention_mask"]
-        constants = {name: value for name, value in features.items() if not _is_row(value)}
-        self._blank = _prepared({name: np.zeros(1, dtype=np.int64) for name in self._names})
-        self._blank = self._encode([probe])[0]
+        library = LibraryTokens(network, self._prompt, probe)
+        self._names = library.names
         _bound_length(network)
+        self._tokens = self._fastest(library)
+        self._blank = Prepared(row(library.names, np.zeros(1, dtype=np.int64)), 1)
+        self._blank = self._encode([probe])[0]
         _compute_in_float32_after_the_transformer(network)
         self.forward = backend(
             Network(
                 network,
                 output,
-                tuple(self._names),
-                constants,
+                library.names,
+                library.constants,
                 pad_id=self._tokenizer.pad_token_id or 0,
                 side="left" if self._tokenizer.padding_side == "left" else "right",
             )
@@ -99,6 +90,10 @@ class TextModel(ABC, Generic[Input]):
         self.forward.free()
 
     @abstractmethod
+    def _fastest(self, library: LibraryTokens[Any]) -> Tokens[Any]:
+        """The fastest way to tokenise that is known to give what `library` gives."""
+
+    @abstractmethod
     def _clean(self, item: Input) -> Input:
         """`item` without what tokenizers raise on."""
 
@@ -119,44 +114,8 @@ class TextModel(ABC, Generic[Input]):
             return [self._blank] if plain == items[0] else self._encode_safely([plain])
 
     def _encode(self, items: Sequence[Input]) -> list[Prepared]:
-        """One result per item; an item without any token gets that of a full stop, since no model takes none."""
-        features = self._preprocess(items)
-        mask: NDArray[np.bool_] = features["attention_mask"].numpy().astype(bool)
-        arrays = {name: features[name].numpy() for name in self._names}
-        cut = self._cut(features, items, mask.sum(axis=1))
-        found: list[Prepared] = []
-        for i, real in enumerate(mask):
-            row = {name: values[i][real].astype(np.int64, copy=False) for name, values in arrays.items()}
-            found.append(_prepared(row, bool(cut[i])) if real.any() else self._blank)
-        return found
-
-    def _cut(self, features: Mapping[str, Any], items: Sequence[Input], lengths: NDArray[np.int64]) -> Sequence[bool]:
-        """Of which items tokens were cut off."""
-        encodings = getattr(features, "encodings", None)
-        if encodings is not None:  # a fast tokenizer keeps what it cuts
-            return [bool(encoding.overflowing) for encoding in encodings]
-        cut = [False] * len(items)
-        for i in np.flatnonzero(lengths >= self.max_length):
-            try:
-                whole = self._preprocess([items[int(i)]], processing_kwargs={"text": {"truncation": False}})
-            except Exception as error:  # a module of a model's own may not know how; no text may fail for a number
-                log.debug("whether a text was cut is not known", exc_info=error)
-                break
-            cut[i] = int(whole["attention_mask"].sum()) > lengths[i]
-        return cut
-
-    def _preprocess(self, items: Sequence[Input], **options: Any) -> Mapping[str, Any]:
-        with self._tokenizing:
-            features: Mapping[str, Any] = self._network.preprocess(list(items), prompt=self._prompt, **options)
-            return features
-
-
-def _prepared(row: Row, truncated: bool = False) -> Prepared:
-    return Prepared(row, len(row["input_ids"]), truncated)
-
-
-def _is_row(value: Any) -> bool:
-    return getattr(value, "ndim", 0) == 2
+        """One result per item; an item without any token gets that of the probe, since no model takes none."""
+        return [item if item.length else self._blank for item in self._tokens(items)]
 
 
 def _bound_length(network: BaseModel) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from qmd_remote.server.batching import Lane
 from qmd_remote.server.engine import Engine
 from qmd_remote.server.intake import CPU_THREADS
 from tests.server import tiny_models as tiny
-from tests.server.tiny_models import blocked, embed, network
+from tests.server.tiny_models import blocked, embed, forward, network
 
 LIMIT_S = 60
 
@@ -68,15 +68,15 @@ def test_a_vector_that_is_not_finite_is_never_answered(own):
 def test_out_of_memory_is_survived(own, monkeypatch):
     """A batch that does not fit into memory is run in parts, and the answer is the same."""
     expected = embed(own, tiny.CORPUS)
-    forward, sizes = network(own).forward, []
+    run, sizes = forward(own).run, []
 
-    def small_only(features: dict[str, Any], **options: Any) -> Any:
-        sizes.append(len(features["input_ids"]))
+    def small_only(rows: Sequence[Any]) -> Any:
+        sizes.append(len(rows))
         if sizes[-1] > 1:
             raise RuntimeError("CUDA out of memory. Tried to allocate 9.00 GiB")
-        return forward(features, **options)
+        return run(rows)
 
-    monkeypatch.setattr(network(own), "forward", small_only)
+    monkeypatch.setattr(forward(own), "run", small_only)
     np.testing.assert_allclose(embed(own, tiny.CORPUS), expected, atol=1e-5)
     assert max(sizes) > 1
 
@@ -224,7 +224,7 @@ def test_a_lost_device_fails_the_engine_and_is_told(own, monkeypatch):
     def broken(*_: Any, **__: Any) -> Any:
         raise AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(network(own), "forward", broken)
+    monkeypatch.setattr(forward(own), "run", broken)
     with pytest.raises(Unavailable) as caught:
         embed(own, ["a"])
     assert caught.value.code == "failed"

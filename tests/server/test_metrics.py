@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,14 +115,14 @@ def test_only_texts_that_lose_tokens_count_as_truncated(real):
 
 def test_memory_that_runs_out_is_counted(real, monkeypatch):
     """Each batch that does not fit counts once; halving six texts down to single ones is five failures."""
-    forward = tiny.network(real.engine).forward
+    run = tiny.forward(real.engine).run
 
-    def small_only(features: dict[str, Any], **options: Any) -> Any:
-        if len(features["input_ids"]) > 1:
+    def small_only(rows: Sequence[Any]) -> Any:
+        if len(rows) > 1:
             raise RuntimeError("CUDA out of memory. Tried to allocate 9.00 GiB")
-        return forward(features, **options)
+        return run(rows)
 
-    monkeypatch.setattr(tiny.network(real.engine), "forward", small_only)
+    monkeypatch.setattr(tiny.forward(real.engine), "run", small_only)
     with Moves(real.http) as moved:
         assert real.http.post("/v1/embeddings", json={"input": ["fox"] * 6}).status_code == 200
     assert 5 == moved("out_of_memory_total")

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -261,9 +261,15 @@ def embed(engine: Engine, inputs: list[Any]) -> np.ndarray:
 
 
 def network(engine: Engine) -> Any:
-    """The sentence-transformers model inside, where faults are planted."""
+    """The sentence-transformers model inside."""
     assert engine._models is not None
     return engine._models.embedder._network
+
+
+def forward(engine: Engine) -> Any:
+    """The embedder's forward pass, whichever backend it is: faults are planted in its `run`."""
+    assert engine._models is not None
+    return engine._models.embedder.forward
 
 
 def blocked(
@@ -271,14 +277,14 @@ def blocked(
 ) -> tuple[threading.Event, threading.Event]:
     """Hold every pass of the model: (set when one is inside, set it to let all through). `sizes` gets their sizes."""
     inside, gate = threading.Event(), threading.Event()
-    forward = network(engine).forward
+    run = forward(engine).run
 
-    def wait(features: dict[str, Any], **options: Any) -> Any:
+    def wait(rows: Sequence[Any]) -> Any:
         inside.set()
         assert gate.wait(60)
         if sizes is not None:
-            sizes.append(len(features["input_ids"]))
-        return forward(features, **options)
+            sizes.append(len(rows))
+        return run(rows)
 
-    monkeypatch.setattr(network(engine), "forward", wait)
+    monkeypatch.setattr(forward(engine), "run", wait)
     return inside, gate
