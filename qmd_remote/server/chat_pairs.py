@@ -94,33 +94,38 @@ class ChatPairs:
         ]
 
 
-def parts_of(render: Render) -> Parts | None:
-    """What `render` puts around query and document; None if it changes them, repeats them or swaps them."""
-    before, first, rest = render(*MARKS).partition(MARKS[0])
-    between, second, after = rest.partition(MARKS[1])
+def parts_of(render: Render) -> Parts:
+    """What `render` puts around query and document. Raises ValueError if it changes, repeats or swaps them."""
+    before, _, rest = render(*MARKS).partition(MARKS[0])
+    between, _, after = rest.partition(MARKS[1])
     parts = Parts(before, between, after)
-    same = bool(first and second) and all(parts.around(*pair) == render(*pair) for pair in SAMPLES)
-    return parts if same else None
+    if any(parts.around(*pair) != render(*pair) for pair in (MARKS, *SAMPLES)):
+        raise ValueError("the chat template does more than put texts in their places")
+    return parts
+
+
+def has_template(network: BaseModel) -> bool:
+    """Whether sentence-transformers puts `network`'s inputs into a chat template."""
+    return "message" in getattr(next(iter(network.children())), "modality_config", ())
 
 
 def supply_template(network: BaseModel) -> None:
     """Give a Qwen3-Reranker as first published, whose own template is that of a chat, the one it was trained with."""
     transformer: Any = next(iter(network.children()))
-    name = str(getattr(transformer.config, "_name_or_path", ""))
-    if not QWEN3_RERANKER.search(name) or "message" not in transformer.modality_config:
+    name = str(getattr(getattr(transformer, "config", None), "_name_or_path", ""))
+    if not QWEN3_RERANKER.search(name) or not has_template(network):
         return
     if transformer.input_formatter.pair_roles_failure() is not None:
         transformer.tokenizer.chat_template = QWEN3_RERANKER_TEMPLATE
+        transformer.input_formatter.message_format = "flat"
 
 
-def rendering(network: BaseModel, prompt: str | None) -> Render | None:
-    """How sentence-transformers puts a pair into `network`'s chat template; None where it uses none.
+def rendering(network: BaseModel, prompt: str | None) -> Render:
+    """How sentence-transformers puts a pair into `network`'s chat template.
 
     Raises AttributeError where the library's parts are not those that are known.
     """
     transformer: Any = next(iter(network.children()))
-    if "message" not in getattr(transformer, "modality_config", ()):
-        return None
     options = {**transformer.processing_kwargs.get("chat_template", {})}
     options.pop("restore_suffix", None)  # a matter of cutting, which is ours
     formatter = transformer.input_formatter

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,13 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmd_remote.errors import ApiError, ModelUnsupported, QmdRemoteError, ServiceFailed, Unavailable
-from qmd_remote.server import hub
+from qmd_remote.server import hub, warm_up
 from qmd_remote.server.batching import Lane, Limits
 from qmd_remote.server.intake import Intake, shutting_down
+from qmd_remote.server.jobs import Job
 from qmd_remote.server.loading import Models, load_models
 from qmd_remote.server.model import Float32, Model
-from qmd_remote.server.observer import SILENT, Observer
+from qmd_remote.server.observer import SILENT, Observer, Role
 from qmd_remote.server.scheduler import Scheduler
+from qmd_remote.server.text_model import TextModel
+from qmd_remote.server.warm_up import Shape
 from qmd_remote.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -231,10 +235,34 @@ class Engine:
         self._call_back()
 
     def _warm_up(self, models: Models) -> None:
-        """One short text through each model: the first pass is slow, and shows whether the model works at all."""
-        reranker = models.reranker
+        """One short text through each model, which shows whether it works at all; then the sizes of `warm_up`."""
+        began = time.monotonic()
+        reranker, embedder = models.reranker, models.embedder
         self._try(reranker.model, reranker.inputs("a", ["b"]), models.rerank_source.id)
-        self._dimension = self._try(models.embedder, ["a"], models.embed_source.id).shape[1]
+        dimension = self._try(embedder, ["a"], models.embed_source.id).shape[1]
+        inputs: list[tuple[TextModel[Any], Callable[[str], Any], Role]] = [(embedder, str, "embed")]
+        if reranker.model is not embedder:
+            inputs.append((reranker.model, lambda text: reranker.inputs("a", [text])[-1], "rerank"))
+        limits = self._settings.max_batch_size, models.device.batch_tokens
+        plans = [warm_up.shapes(model.max_length, *limits) for model, _, _ in inputs]
+        seconds, planned, ran = warm_up.limit_s(models.device.name) / len(plans), sum(map(len, plans)), 0
+        for (model, input_for, role), plan in zip(inputs, plans, strict=True):
+            for shape in warm_up.within(plan, seconds):
+                self._report("warming up", ran / planned)
+                self._run_once(model, input_for(shape.text), shape, role)
+                ran += 1
+        log.info("warmed up with %d of %d sizes of batch in %.1f s", ran, planned, time.monotonic() - began)
+        self._dimension = dimension
+
+    def _run_once(self, model: TextModel[Any], item: Any, shape: Shape, role: Role) -> None:
+        items = model.prepare([item]) * shape.rows
+        try:
+            self._scheduler.submit(model, items, Lane.of(shape.rows), Job(role)).result()
+        except ApiError as error:
+            if self._closed:
+                raise _Closed from None
+            # too large for the memory, say: who asks for it will be told, and all else is served
+            log.warning("a batch of %d tokens cannot be computed here: %s", shape.tokens, error.message)
 
     def _try(self, model: Model[Any], inputs: Sequence[Any], name: str) -> Float32:
         try:

@@ -18,6 +18,7 @@ from qmd_remote.server.checkpoint import Kind, kind
 from qmd_remote.server.device import Device
 from qmd_remote.server.embedder import Embedder
 from qmd_remote.server.hub import Source
+from qmd_remote.server.lean_imports import import_sentence_transformers
 from qmd_remote.server.observer import Role
 from qmd_remote.server.recovery import is_out_of_memory
 from qmd_remote.server.reranker import BiEncoderReranker, CrossEncoderModel, CrossEncoderReranker, Reranker
@@ -52,7 +53,8 @@ def load_models(settings: Settings, report: Report) -> Models:
     embed = _find(settings.embed_model, report)
     same = settings.rerank_model == settings.embed_model
     rerank = embed if same else _find(settings.rerank_model, report)
-    _quiet()
+    report("importing sentence-transformers", None)
+    _import()
     report("loading the embedding model", None)
     began = time.monotonic()
     embedder = load_embedder(embed, device, trusted=_is_trusted(settings, settings.embed_model))
@@ -84,13 +86,14 @@ def _is_trusted(settings: Settings, name: str) -> bool:
     return not {name, hub.shown_id(name)}.isdisjoint(settings.trust_remote_code)
 
 
-def _quiet() -> None:
-    """No progress bars of transformers in the server's log: /health tells the progress."""
+def _import() -> None:
+    """sentence-transformers, and no progress bars of its libraries in the server's log: /health tells the progress."""
     hub.silence()
     try:
+        import_sentence_transformers()
         from transformers.utils import logging as transformers_logging
-    except ImportError:
-        raise ExtraMissing("server", "transformers") from None
+    except ModuleNotFoundError as error:
+        raise ExtraMissing("server", error.name or "sentence_transformers") from None
     transformers_logging.disable_progress_bar()
 
 

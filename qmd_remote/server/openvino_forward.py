@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ EXAMPLE = (7, 4, 9)
 SHORT = ((1,), (2, 23, 5, 1))
 # Tried once, after a conversion: some networks go another way for long rows.
 LONG = 1024
+# The most outputs of a head that scores.
+LOGITS = 2
 # Which input of OpenVINO's attention is the mask, and a logit that softmax makes 0 of; bfloat16 holds it too.
 MASK, UNSEEN = 3, -1e30
 
@@ -189,7 +192,7 @@ def distance(found: Float32, expected: Float32) -> float:
     if found.shape != expected.shape:
         return float("inf")
     lengths = np.linalg.norm(expected, axis=1)
-    scale = np.maximum(lengths, 1.0 if expected.shape[1] <= 2 else np.finfo(np.float32).tiny)
+    scale = np.maximum(lengths, 1.0 if expected.shape[1] <= LOGITS else np.finfo(np.float32).tiny)
     return float(np.max(np.linalg.norm(found - expected, axis=1) / scale))
 
 
@@ -208,7 +211,7 @@ def _convert(network: Network, names: Sequence[str]) -> Any:
     arrays = pad(_rows(network, EXAMPLE), pad_id=network.pad_id, side=network.side)
     openvino = runtime()
     shape = openvino.PartialShape([-1, -1])
-    with torch.inference_mode(), _quietly():
+    with torch.inference_mode(), _quietly(), _sums_for_heads(network.module):
         model = openvino.convert_model(
             Traced(),
             input=[(shape, openvino.Type.i64)] * len(names),
@@ -241,6 +244,30 @@ def _mask_finitely(openvino: Any, model: Any) -> None:
                 finite = openvino.opset13.select(mask, np.float32(0), np.float32(UNSEEN))
                 node.input(MASK).replace_source_output(finite.output(0))
     model.validate_nodes_and_infer_types()
+
+
+@contextmanager
+def _sums_for_heads(module: Any) -> Iterator[None]:
+    """Write a linear layer of one or two outputs as a sum of products.
+
+    OpenVINO narrows matrix products, and a logit in bfloat16 has two or three digits. What comes after the last of them
+    it leaves in float32.
+    """
+    from torch.nn import Linear
+
+    heads = [layer for layer in module.modules() if isinstance(layer, Linear) and layer.out_features <= LOGITS]
+    for head in heads:
+        head.forward = partial(_summed, head)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for head in heads:
+            del head.forward
+
+
+def _summed(head: Any, features: Any) -> Any:
+    logits = (features.unsqueeze(-2) * head.weight).sum(-1)
+    return logits if head.bias is None else logits + head.bias
 
 
 @contextmanager

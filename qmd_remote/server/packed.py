@@ -109,9 +109,10 @@ class PackedForward:
         """One pass. On a GPU the result is on its way to the host when this returns."""
         packing = pack(rows, counted_from=self._counted_from)
         with torch.inference_mode():
-            features, places = self._features(packing)
-            found: Tensor = self._network.module({**features, **self._network.constants})[self._network.output]
-            return _sent(found.float()[places])
+            found, mixed = self._pass(packing, packed_attention.BLOCK)
+            if mixed and not found.isfinite().all():
+                found, _ = self._pass(packing, 0)
+            return _sent(found)
 
     def fetch(self, output: Any) -> Float32:
         """The result on the host, float32 [rows, width]."""
@@ -135,21 +136,28 @@ class PackedForward:
             hook.remove()
         self._model.set_attn_implementation(self._before)
 
-    def _features(self, packing: Packing) -> tuple[dict[str, Any], Tensor]:
-        """What the network is called with, and where its results are for each row."""
+    def _pass(self, packing: Packing, block: int) -> tuple[Tensor, bool]:
+        """Float32 [rows, width] on the device, and whether rows could spoil each other."""
+        features, segments, places = self._features(packing, block)
+        found: Tensor = self._network.module({**features, **self._network.constants})[self._network.output]
+        return found.float()[places], segments.mixed
+
+    def _features(self, packing: Packing, block: int) -> tuple[dict[str, Any], Segments, Tensor]:
+        """What the network is called with, where its rows lie, and where its results are for each row."""
         heads = packing.bounds if self._head is None else packing.heads(self._head, self._pad_id)
         values = list(packing.features.values())
         *tokens, owners, bounds, places, read = _on_device(
             [*values, packing.owners, packing.bounds, packing.places, heads], self._network.module.device
         )
-        segments = Segments(packing.lengths, bounds.int())
+        segments = Segments(packing.lengths, bounds.int(), block=block)
         features: dict[str, Any] = {name: one[None] for name, one in zip(packing.features, tokens, strict=True)}
         features["segments"] = segments
         # transformers takes a mask of four dimensions as it is, and so builds none of tokens times tokens
         features["attention_mask"] = torch.empty(1, 1, 1, 1, device=bounds.device)
         if self._head is None:
-            return {**features, "cu_seq_lens_q": bounds, "seq_idx": owners[None]}, places
-        return {"input_ids": features["input_ids"][0][read][:, None], "packed": (features, read)}, places
+            return {**features, "cu_seq_lens_q": bounds, "seq_idx": owners[None]}, segments, places
+        ids = features["input_ids"][0][read][:, None]
+        return {"input_ids": ids, "packed": (features, read)}, segments, places
 
     def _hook(self, encoder: nn.Module) -> list[Any]:
         hooks: list[Any] = [

@@ -48,18 +48,27 @@ class Work(NamedTuple):
 
 
 class Segments:
-    """Where each row lies: `lengths` in tokens, `bounds` int32 [rows + 1] on the device."""
+    """Where each row lies: `lengths` in tokens, `bounds` int32 [rows + 1] on the device.
 
-    def __init__(self, lengths: Sequence[int], bounds: Tensor) -> None:
+    SDPA may compute several rows in one call, of at most `block` tokens together.
+    """
+
+    def __init__(self, lengths: Sequence[int], bounds: Tensor, *, block: int = BLOCK) -> None:
         self.lengths = lengths
         self.bounds = bounds
         self.longest = max(lengths)
+        self._block = block
         self._blocks: Blocks | None = None
+
+    @property
+    def mixed(self) -> bool:
+        """Whether rows were computed together: what is not finite in one then spreads, since NaN - inf is NaN."""
+        return self._blocks is not None and any(mask is not None for mask in self._blocks.masks)
 
     def blocks(self, like: Tensor, *, causal: bool) -> Blocks:
         """How to compute them by SDPA, with masks of the precision of `like`; the same in every layer of a pass."""
         if self._blocks is None:
-            groups = _grouped(self.lengths)
+            groups = _grouped(self.lengths, self._block)
             masks = [_mask(group, like, causal=causal) if len(group) > 1 else None for group in groups]
             self._blocks = Blocks([sum(group) for group in groups], masks)
         return self._blocks
@@ -136,13 +145,13 @@ def _by_blocks(work: Work, segments: Segments) -> Tensor:
     return attended[0] if len(attended) == 1 else torch.cat(attended, dim=1)
 
 
-def _grouped(lengths: Sequence[int]) -> list[list[int]]:
+def _grouped(lengths: Sequence[int], block: int) -> list[list[int]]:
     groups: list[list[int]] = []
     room = 0
     for length in lengths:
         if length > room:
             groups.append([])
-            room = BLOCK
+            room = block
         groups[-1].append(length)
         room -= length
     return groups

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmd_remote.errors import ModelUnsupported
-from qmd_remote.server.chat_pairs import ChatPairs, parts_of, rendering, supply_template
+from qmd_remote.server.chat_pairs import ChatPairs, has_template, parts_of, rendering, supply_template
 from qmd_remote.server.embedder import Embedder
 from qmd_remote.server.fast_tokens import FastPairs, Pair
 from qmd_remote.server.model import Float32
@@ -67,19 +67,23 @@ class CrossEncoderModel(TextModel[Pair]):
 
     def _fastest(self, library: LibraryTokens[Any]) -> Tokens[Any]:
         limit = self.max_length
-        render = rendering(self._network, self._prompt)
-        if render is None:
-            make = partial(FastPairs, self._tokenizer, library.names, self._prompt)
-            pairs = [(query, text) for query in PROBES[:2] for text in (*PROBES, LONG_PROBE)]
-            trial = min(limit, PROBE_LENGTH)
-            return fastest(make, library, pairs, limit=limit, trial=trial, truncation="only_second")
-        parts = parts_of(render)
-        if parts is None:
-            return library
-        # the library cuts in another way, by which nothing is lost but a long query
-        pairs = [(PROBES[place - 1], text) for place, text in enumerate(PROBES)]
+        if has_template(self._network):
+
+            def make(length: int) -> ChatPairs:
+                parts = parts_of(rendering(self._network, self._prompt))
+                return ChatPairs(self._tokenizer, parts, library.names, length)
+
+            # short ones: the library cuts in another way, by which a long query is lost
+            pairs = [(PROBES[place - 1], text) for place, text in enumerate(PROBES)]
+            return fastest(make, library, pairs, limit=limit, trial=limit)
+        pairs = [(query, text) for query in PROBES[:2] for text in (*PROBES, LONG_PROBE)]
         return fastest(
-            partial(ChatPairs, self._tokenizer, parts, library.names), library, pairs, limit=limit, trial=limit
+            partial(FastPairs, self._tokenizer, library.names, self._prompt),
+            library,
+            pairs,
+            limit=limit,
+            trial=min(limit, PROBE_LENGTH),
+            truncation="only_second",
         )
 
     def _clean(self, item: Pair) -> Pair:

@@ -16,6 +16,7 @@ from qmd_remote.server.admission import Admission
 from qmd_remote.server.batching import Lane
 from qmd_remote.server.engine import Engine
 from qmd_remote.server.intake import CPU_THREADS
+from qmd_remote.server.model import Prepared
 from tests.server import tiny_models as tiny
 from tests.server.tiny_models import blocked, embed, forward, network
 
@@ -33,14 +34,16 @@ def own(tmp_path) -> Iterator[Engine]:
 def test_a_text_the_tokenizer_refuses_does_not_fail_the_others(own, monkeypatch):
     """When the tokenizer raises on a text, it is embedded by what the tokenizer takes of it; the others as ever."""
     expected = embed(own, [*tiny.CORPUS, "tt"])
-    preprocess = network(own).preprocess
+    assert own._models is not None
+    embedder = own._models.embedder
+    tokens = embedder._tokens
 
-    def choke(texts: list[str], **options: Any) -> Any:
+    def choke(texts: list[str]) -> list[Prepared]:
         if any("ß" in text for text in texts):
             raise RuntimeError("tokenizer")
-        return preprocess(texts, **options)
+        return tokens(texts)
 
-    monkeypatch.setattr(network(own), "preprocess", choke)
+    monkeypatch.setattr(embedder, "_tokens", choke)
     found = embed(own, [*tiny.CORPUS, "tßt"])
     for n, text in enumerate(tiny.CORPUS):
         if "ß" not in text:

@@ -462,6 +462,18 @@ def test_openvino_reports_to_nobody():
     assert "openvino.tools.ovc.telemetry_stub [] False" == done.stdout.strip(), done.stderr
 
 
+def test_logits_are_no_matrix_product(tmp_path):
+    """A classifier's last step, which bfloat16 would cut to two or three digits, is one OpenVINO does not narrow."""
+    loaded = Loaded(tiny.save_cross_encoder(tmp_path / "model", "bert"), pairs=True)
+
+    model = openvino_forward._convert(loaded.network, (*loaded.network.names, "attention_mask"))
+
+    products = [node for node in model.get_ops() if node.get_type_name() == "MatMul"]
+    assert products
+    assert tiny.HIDDEN <= min(node.get_output_partial_shape(0)[-1].get_max_length() for node in products)
+    assert "forward" not in vars(loaded.network.module[0].auto_model.classifier)
+
+
 @given(length=st.integers(1, 100_000), limit=st.integers(0, 100_000))
 def test_width_holds_the_longest_row_and_wastes_little(length, limit):
     """A batch is as wide as its longest row, at most 7 tokens or a 16th more, and never beyond the model's limit."""

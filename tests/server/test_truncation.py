@@ -11,6 +11,7 @@ import pytest
 from qmd_remote.server.embedder import Embedder
 from qmd_remote.server.forward import PaddedForward
 from qmd_remote.server.reranker import CrossEncoderModel
+from qmd_remote.server.tokenizing import LibraryTokens
 from tests.server import tiny_models as tiny
 
 # around the limit, in steps of a character: with and without a tail that is no token
@@ -65,7 +66,8 @@ def test_a_tokenizer_that_keeps_nothing_of_what_it_cuts_is_asked_again(knows_how
         return dict(preprocess(texts, **options))
 
     monkeypatch.setattr(model._network, "preprocess", slow)
-    assert (expected if knows_how else [False] * len(TEXTS)) == [item.truncated for item in model.prepare(TEXTS)]
+    found = LibraryTokens(model._network, None, ".")(TEXTS)
+    assert (expected if knows_how else [False] * len(TEXTS)) == [item.truncated for item in found]
 
 
 def test_a_token_array_counts_with_its_prompt(tmp_path: Path):

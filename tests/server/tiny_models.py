@@ -179,13 +179,16 @@ def save_cross_encoder(folder: Path, architecture: str, *, labels: int = 1, seed
     return folder
 
 
-def save_yes_no(folder: Path, *, seed: int = 1) -> Path:
+JUDGE = (
+    "judge: {{ messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first }} / "
+    "{{ messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first }} ?"
+)
+
+
+def save_yes_no(folder: Path, *, template: str = JUDGE, seed: int = 1) -> Path:
     """A causal language model as reranker: a chat template for query and document, and a LogitScore head."""
     config, tokenizer = _qwen3()
-    tokenizer.chat_template = (
-        "judge: {{ messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first }} / "
-        "{{ messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first }} ?"
-    )
+    tokenizer.chat_template = template
     torch.manual_seed(seed)
     _save(folder, transformers.AutoModelForCausalLM.from_config(config), tokenizer)
     from sentence_transformers import CrossEncoder
