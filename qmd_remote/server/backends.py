@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from qmd_remote import paths
 from qmd_remote.server import openvino_forward
@@ -21,6 +22,12 @@ def forward_for(network: Network, device: Device, folder: Path) -> Forward:
     if device.name == "mps":
         return PaddedForward(network)  # where a call of SDPA for every few rows has not been measured
     # heavy with torch and its like, which who only configures does without
+    from qmd_remote.server.linears import prepare_for_cpu
     from qmd_remote.server.packed import forward_without_padding
+
+    if device.name == "cpu":
+        dtype: Literal["bfloat16", "float32"] = "bfloat16" if device.dtype == "bfloat16" else "float32"
+        # a rerank never has an input of a few tokens only
+        prepare_for_cpu(network.module, dtype, short=network.output == "sentence_embedding")
 
     return forward_without_padding(network, device.dtype)

@@ -14,6 +14,7 @@ from qmd_remote.server.model import Float32, Row, pad
 
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
+    from torch import Tensor
 
 Side = Literal["left", "right"]
 
@@ -86,8 +87,10 @@ class PaddedForward:
 
     @property
     def dtype(self) -> str:
-        """The precision of the weights."""
-        return str(next(self._network.module.parameters()).dtype).removeprefix("torch.")
+        """What matrix products are computed in."""
+        from qmd_remote.server.linears import precision
+
+        return precision(self._network.module)
 
     @property
     def deferred(self) -> bool:
@@ -95,23 +98,23 @@ class PaddedForward:
         return bool(self._network.module.device.type == "cuda")
 
     def run(self, rows: Sequence[Row]) -> Any:
-        """One pass over the padded rows; a tensor [rows, width] on the device."""
+        """One pass over the padded rows. On a GPU the result is on its way to the host when this returns."""
         import torch
 
         network = self._network
         arrays = pad(rows, pad_id=network.pad_id, side=network.side)
         features = {name: torch.from_numpy(values).to(network.module.device) for name, values in arrays.items()}
         with torch.inference_mode():
-            return network.module({**features, **network.constants})[network.output]
+            found = network.module({**features, **network.constants})[network.output]
+            return sent(found.float())
 
     def fetch(self, output: Any) -> Float32:
         """The result on the host, float32 [rows, width]."""
-        rows: Float32 = output.float().cpu().numpy()
-        return rows
+        return arrived(output)
 
     def widen(self) -> bool:
-        """Make the weights float32; False if they are."""
-        if self.dtype == "float32":
+        """Make weights in float16 float32. False for all others: what overflows in bfloat16 does so in float32 too."""
+        if self.dtype != "float16":
             return False
         self._network.module.float()
         return True
@@ -125,3 +128,23 @@ class PaddedForward:
             torch.cuda.empty_cache()
         elif device == "mps":
             torch.mps.empty_cache()
+
+
+def sent(found: Tensor) -> tuple[Tensor, Any]:
+    """`found` on the host, and the event of its arrival there; a copy behind the next pass would wait for that too."""
+    import torch
+
+    if found.device.type != "cuda":
+        return found.cpu(), None
+    host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+    host.copy_(found, non_blocking=True)
+    return host, torch.cuda.current_stream(found.device).record_event()
+
+
+def arrived(output: tuple[Tensor, Any]) -> Float32:
+    """What was `sent`, when it is there."""
+    found, event = output
+    if event is not None:
+        event.synchronize()
+    rows: Float32 = found.numpy()
+    return rows

@@ -14,7 +14,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
 from qmd_remote.server import packed_attention
-from qmd_remote.server.forward import Forward, Network, PaddedForward
+from qmd_remote.server.forward import Forward, Network, PaddedForward, arrived, sent
 from qmd_remote.server.model import Float32, Row
 from qmd_remote.server.packed_attention import Segments
 from qmd_remote.server.packing import Head, Packing, pack
@@ -112,15 +112,11 @@ class PackedForward:
             found, mixed = self._pass(packing, packed_attention.BLOCK)
             if mixed and not found.isfinite().all():
                 found, _ = self._pass(packing, 0)
-            return _sent(found)
+            return sent(found)
 
     def fetch(self, output: Any) -> Float32:
         """The result on the host, float32 [rows, width]."""
-        found, arrived = output
-        if arrived is not None:
-            arrived.synchronize()
-        rows: Float32 = found.numpy()
-        return rows
+        return arrived(output)
 
     def widen(self) -> bool:
         """Make the weights float32, for which attention goes without the GPU's kernel; False if they are."""
@@ -208,15 +204,6 @@ def _on_device(arrays: Sequence[NDArray[np.int64]], device: torch.device) -> Seq
     if device.type == "cuda":
         flat = flat.pin_memory()
     return torch.split(flat.to(device, non_blocking=True), [len(array) for array in arrays])
-
-
-def _sent(found: Tensor) -> tuple[Tensor, Any]:
-    """`found` on the host, and the event of its arrival there; a copy behind the next pass would wait for that too."""
-    if found.device.type != "cuda":
-        return found.cpu(), None
-    host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-    host.copy_(found, non_blocking=True)
-    return host, torch.cuda.current_stream(found.device).record_event()
 
 
 def _error(packed: PackedForward, padded: PaddedForward, network: Network) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 
 from qmd_remote.server.forward import Forward, Network
 from qmd_remote.server.model import Float32, Prepared
-from qmd_remote.server.tokenizing import LibraryTokens, Tokens, row
+from qmd_remote.server.tokenizing import LibraryTokens, Tokens
 
 if TYPE_CHECKING:
     from sentence_transformers.base.model import BaseModel
@@ -40,7 +40,7 @@ class TextModel(ABC, Generic[Input]):
         self._names = library.names
         _bound_length(network)
         self._tokens = self._fastest(library)
-        self._blank = Prepared(row(library.names, np.zeros(1, dtype=np.int64)), 1)
+        self._blank = Prepared({name: np.zeros(1, dtype=np.int64) for name in library.names}, 1)
         self._blank = self._encode([probe])[0]
         _compute_in_float32_after_the_transformer(network)
         self.forward = backend(

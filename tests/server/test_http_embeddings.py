@@ -40,6 +40,29 @@ def test_one_string_gives_one_vector(mini):
     assert body["usage"] == {"prompt_tokens": 4, "total_tokens": 4, "truncated": 0}  # [CLS] hello world [SEP]
 
 
+def test_usage_counts_the_texts_that_were_cut(mini):
+    """Texts longer than the model takes are counted, and the tokens are those that remain of them."""
+    usage = mini.post("/v1/embeddings", json={"input": ["word " * 5000, "short", "word " * 5000]}).json()["usage"]
+    assert {"prompt_tokens": 515, "total_tokens": 515, "truncated": 2} == usage  # 256 + 3 + 256
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_a_large_answer_holds_what_small_ones_hold(serve, encoding):
+    """Answers and bodies that are made in a thread, for their size, are the same as those on the event loop."""
+    server = serve()
+    texts = [f"text {number} " + "x" * 100 for number in range(7000)]
+    whole = server.http.post("/v1/embeddings", json={"input": texts, "encoding_format": encoding}).json()["data"]
+    small = [
+        entry["embedding"]
+        for start in range(0, 7000, 1000)
+        for entry in server.http.post(
+            "/v1/embeddings", json={"input": texts[start : start + 1000], "encoding_format": encoding}
+        ).json()["data"]
+    ]
+    assert list(range(7000)) == [entry["index"] for entry in whole]
+    assert small == [entry["embedding"] for entry in whole]
+
+
 def test_a_list_gives_a_vector_each_in_order(mini):
     """Each text's vector is the one it gets alone, whatever lengths stand beside it."""
     texts = ["hello", "a much longer text about the sea " * 20, "", "rivers flow", "hello"]

@@ -64,6 +64,13 @@ def test_real_scores_rank_by_meaning(mini):
     assert body["results"][0]["index"] == 1
     assert body["model"] == MINI_EMBED
     assert body["usage"]["prompt_tokens"] == body["usage"]["total_tokens"] > 20
+    assert 0 == body["usage"]["truncated"]
+
+
+def test_usage_counts_the_documents_that_were_cut(mini):
+    """A document longer than the model takes is counted in usage."""
+    answer = mini.post("/v1/rerank", json={"query": QUERY, "documents": [*DOCUMENTS, "word " * 5000]})
+    assert 1 == answer.json()["usage"]["truncated"]
 
 
 def test_objects_score_like_strings(mini):

@@ -37,6 +37,12 @@ def test_floats_and_base64_are_the_same_vectors(client):
     assert np.array_equal(default, coded)
 
 
+def test_usage(client):
+    """The SDK reads the usage it knows, and keeps what it does not."""
+    usage = client.embeddings.create(model="any", input=["the sea", "word " * 5000]).usage
+    assert (260, 260, {"truncated": 1}) == (usage.prompt_tokens, usage.total_tokens, usage.model_extra)
+
+
 def test_dimensions(client):
     """The SDK's dimensions are the vectors' length."""
     answer = client.embeddings.create(model="any", input="the sea", dimensions=32)
