@@ -188,9 +188,10 @@ def test_half_precision_ends_in_float32(kind, dtype, tmp_path):
     assert str(dtype) == f"torch.{packed.dtype}"
     step = torch.finfo(dtype).eps
     np.testing.assert_allclose(output.numpy(), exact, atol=20 * step)
-    assert packed.widen()
+    widened = packed.widen()
+    assert (dtype is torch.float16) is widened  # bfloat16 has float32's range: there is nothing to gain
     np.testing.assert_allclose(packed.fetch(packed.run(rows(network, [5, 80, 1, 40]))), exact, atol=20 * step)
-    assert "float32" == packed.dtype
+    assert ("float32" if widened else "bfloat16") == packed.dtype
 
 
 @pytest.mark.parametrize("architecture", list(tiny.ARCHITECTURES))

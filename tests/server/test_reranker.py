@@ -156,8 +156,10 @@ def test_only_the_two_answers_are_computed_and_in_float32(tmp_path):
     model = loaded(folder, model_kwargs={"dtype": torch.bfloat16})
     head = model._network.transformers_model.get_output_embeddings()
     assert torch.equal(weights, head.weight)
+    seen = []
+    head.register_forward_hook(lambda _module, _args, logits: seen.append(logits.dtype))
     output = model.run(model.prepare([(tiny.QUERY, text) for text in tiny.CORPUS]))
-    assert torch.float32 == output.dtype
+    assert [torch.float32] == seen
     assert (len(tiny.CORPUS), 1) == model.finish(output).shape
 
 
