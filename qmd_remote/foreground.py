@@ -11,8 +11,9 @@ from types import FrameType
 from qmd_remote import paths, services
 from qmd_remote.errors import Exit, ServiceFailed
 from qmd_remote.launch import logs
-from qmd_remote.launch.up import TITLES, Launch, Started
+from qmd_remote.launch.up import Launch, Started
 from qmd_remote.output import Output
+from qmd_remote.services import TITLES
 
 POLL_S = 0.25
 

@@ -20,17 +20,19 @@ import psutil
 
 from qmd_remote import atomic, keys, paths
 from qmd_remote.errors import ConfigError, ServiceFailed, UsageError
+from qmd_remote.reach import is_loopback
 from qmd_remote.setting_values import did_you_mean
 from qmd_remote.settings import Settings, declared
 from qmd_remote.supervision import outlive_parent
 
 EMBED = "embed"
 GENERATION = "generation"
+TITLES = {EMBED: "embed server", GENERATION: "generation engine"}
 SERVICES = (GENERATION, EMBED)  # in the order of starting: the larger tenant of a GPU first
 
 # how they are found and how long waits may take changes nothing about a running service
-NOT_IN_SPEC = frozenset({"preset", "api_key", "api_key_file", "stall_limit_s", "start_limit_s"})
-SHARED = frozenset({"shutdown_limit_s"})  # by both services
+NOT_IN_SPEC = frozenset({"preset", "api_key", "api_key_file", "stall_limit_s", "start_limit_s", "hang_limit_s"})
+SHARED = frozenset({"shutdown_limit_s", "gpus"})  # by both services
 
 POLL_S = 0.1
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -96,6 +98,8 @@ def spec_of(service: str, settings: Settings) -> dict[str, Any]:
         for f in declared()
         if (f.name.startswith("generation_") == ours or f.name in SHARED) and f.name not in NOT_IN_SPEC
     }
+    if ours and settings.generation_engine == "docker" and not is_loopback(settings.generation_host):
+        values["api_key"] = _digest(settings.key.encode())
     if not ours:
         values["generation_at"] = settings.generation_at
         values["api_key"] = _digest(settings.key.encode())

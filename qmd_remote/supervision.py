@@ -83,7 +83,8 @@ class Supervisor:
 
     `before_stop` runs once when it is told to stop, before the child is: what runs there may finish. With a `book` the
     child's output goes there line by line, and its last lines are kept when it ends unasked; without one the child
-    inherits stdout and stderr. `wish` is shared by supervisors that follow each other.
+    inherits stdout and stderr. `wish` is shared by supervisors that follow each other. `after_crash` runs when a child
+    has ended that will be restarted.
     """
 
     STARTS = 3
@@ -97,12 +98,14 @@ class Supervisor:
         before_stop: Callable[[], Awaitable[None]] | None = None,
         book: Logbook | None = None,
         wish: StopWish | None = None,
+        after_crash: Callable[[], None] | None = None,
     ) -> None:
         self.child = child
         self.policy = policy or RestartPolicy()
         self.before_stop = before_stop
         self.restarts = 0
         self.book = book
+        self.after_crash = after_crash
         self.wish = wish or StopWish()
         self.stopping = self.wish.asked
         self._ready_at: float | None = None
@@ -130,6 +133,8 @@ class Supervisor:
             delay = self.policy.next_delay(self._healthy_for())
             kept = f"; its last lines are in {self._last_words}" if self._last_words else ""
             log.warning("%s %s; restarting %s%s", self.child.name, how_it_ended(code), _when(delay), kept)
+            if self.after_crash:
+                self.after_crash()
             await self._pause(delay, while_down)
             self.restarts += 1
         return 0

@@ -181,9 +181,9 @@ def test_each_setting_belongs_to_the_services_it_changes(f):
     if f.name == "api_key_file":
         return  # its content counts, see below
     changed = {name for name in services.SERVICES if services.spec_of(name, before) != services.spec_of(name, after)}
-    if f.name in {"preset", "stall_limit_s", "start_limit_s"}:
+    if f.name in {"preset", "stall_limit_s", "start_limit_s", "hang_limit_s"}:
         assert set() == changed
-    elif f.name in {"generation_engine", "generation_port", "shutdown_limit_s"}:
+    elif f.name in {"generation_engine", "generation_port", "shutdown_limit_s", "gpus"}:
         assert {GENERATION, EMBED} == changed  # the embed server passes requests on to where generation is
     else:
         assert {GENERATION if f.name.startswith("generation_") else EMBED} == changed
@@ -199,6 +199,14 @@ def test_a_new_key_is_seen_and_not_shown(tmp_path: Path):
     assert 3 == len({spec["api_key"] for spec in specs})
     assert specs[2] == services.spec_of(EMBED, Settings(api_key=SECRET))
     assert SECRET not in str(specs)
+
+
+def test_a_new_key_is_seen_by_generation_where_it_has_it():
+    """vLLM's container knows the key only where other machines can reach it."""
+    here, there = Settings(generation_engine="docker"), Settings(generation_engine="docker", generation_host="0.0.0.0")
+    for settings, knows in ((here, False), (there, True)):
+        specs = [services.spec_of(GENERATION, replace(settings, api_key=key)) for key in ("one-key", SECRET)]
+        assert knows == (specs[0] != specs[1])
 
 
 def test_a_spec_survives_its_file():

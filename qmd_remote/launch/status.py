@@ -12,10 +12,10 @@ import psutil
 
 from qmd_remote import paths, services
 from qmd_remote.errors import Exit
-from qmd_remote.launch import diagnose, wait
+from qmd_remote.launch import containers, diagnose, phases, wait
 from qmd_remote.launch.relay import STATUS_PATH
 from qmd_remote.reach import trusting
-from qmd_remote.services import EMBED, GENERATION, Record
+from qmd_remote.services import EMBED, GENERATION, TITLES, Record
 
 ASK_S = 3.0
 
@@ -23,7 +23,7 @@ ASK_S = 3.0
 @dataclass(frozen=True)
 class ServiceStatus:
     """One service now; memory in bytes. `state` is ready, loading, stopping, failed, not answering, external,
-    off or not running.
+    unattended (a container without its keeper), off or not running.
 
     `requests`, `running` and `errors` count since the start; `queued` are the texts that wait for the model. None where
     the service does not tell.
@@ -64,10 +64,14 @@ def _service(name: str, record: Record | None, key: str, beside: Mapping[str, st
     process = services.process_of(record) if record else None
     if record is None or process is None:
         return _absent(name, beside)
+    in_container = record.program == containers.DOCKER
     with _client(record, key) as client:
         state, detail, facts = _ask(client)
-        counts = facts.get("requests") if name == EMBED else _json(client, STATUS_PATH)
+        # vLLM in a container has no relay before it, and would log a question that it does not know
+        counts = facts.get("requests") if name == EMBED or in_container else _json(client, STATUS_PATH)
     counts = counts if isinstance(counts, dict) else {}
+    if state == "not answering" and in_container:
+        state, detail = _without_answer(name)
     return ServiceStatus(
         service=name,
         state=state,
@@ -76,7 +80,7 @@ def _service(name: str, record: Record | None, key: str, beside: Mapping[str, st
         device=str(facts.get("device", "")),
         pid=record.pid,
         uptime_s=round(time.time() - record.created, 1),
-        memory_bytes=memory_of(process),
+        memory_bytes=None if in_container else memory_of(process),
         preset=record.preset,
         detail=detail,
         queued=_number(facts.get("queued")),
@@ -86,6 +90,15 @@ def _service(name: str, record: Record | None, key: str, beside: Mapping[str, st
     )
 
 
+def _without_answer(name: str) -> tuple[str, str]:
+    """The state of a container that does not answer, and what it is doing, as its log tells."""
+    log = wait.read_tail(paths.log_file(name))
+    if f" {wait.READY} " in log:
+        return "not answering", "its container ended, or hangs; it is restarted unless somebody stopped it"
+    phase = phases.latest(log)
+    return "loading", f"{phase.name} {phase.detail}".strip() if phase else ""
+
+
 def _absent(name: str, beside: Mapping[str, str]) -> ServiceStatus:
     """A service without a process: meant to be so, or failed."""
     engine = beside.get("engine") if name == GENERATION else ""
@@ -93,16 +106,29 @@ def _absent(name: str, beside: Mapping[str, str]) -> ServiceStatus:
         return ServiceStatus(name, "external", url=beside.get("url", ""))
     if engine == "off":
         return ServiceStatus(name, "off")
+    if left := containers.without_keeper([name]):
+        found = left[0][1]
+        if found.running:
+            return ServiceStatus(name, "unattended", detail=f"its container {found.name} is up, and has no keeper")
+        return ServiceStatus(name, "failed", detail=f"its container {found.name} is {found.state}, and has no keeper")
     why = ""
     if services.record_file(name).exists():
         why = "its supervisor was killed"
     elif cause := why_it_failed(name):
-        why = f"it could not start: {cause}"
+        why = cause if TITLES[name] in cause else f"it could not start: {cause}"
     elif engine == "process":
         why = "it ended, and the embed server counts on it"
-    elif name == EMBED and services.find(GENERATION) is not None:
+    elif name == EMBED and (beside_it := services.find(GENERATION)) and _began_since(name, beside_it.created):
         why = "it ended, and generation runs without it"
     return ServiceStatus(name, "failed" if why else "not running", detail=why)
+
+
+def _began_since(name: str, moment: float) -> bool:
+    """Whether a service has been started since then: it has written into its log."""
+    try:
+        return paths.log_file(name).stat().st_mtime >= moment
+    except OSError:
+        return False
 
 
 def why_it_failed(service: str) -> str:

@@ -17,17 +17,19 @@ from typing import Any
 import psutil
 
 from qmd_remote import logbook, paths, services, supervision
-from qmd_remote.errors import ServiceFailed
-from qmd_remote.launch import diagnose, status, wait
+from qmd_remote.errors import Interrupted, ServiceFailed
+from qmd_remote.launch import containers, diagnose, status, wait
+from qmd_remote.launch.engine import STOP_GRACE_S, Found
 from qmd_remote.launch.phases import Phase
 from qmd_remote.launch.plan import Plan
-from qmd_remote.services import EMBED, GENERATION, Record
+from qmd_remote.reach import is_loopback
+from qmd_remote.services import EMBED, GENERATION, TITLES, Record
 from qmd_remote.settings import Settings
 from qmd_remote.supervision import end_with_parent, listen, python_module
 
 STOP_MARGIN_S = 30.0  # beyond the time that running requests get: for the supervisor and for what it supervises
 REGISTERED_S = 60.0  # a supervisor needs less than a second where nothing else is going on
-TITLES = {EMBED: "embed server", GENERATION: "generation engine"}
+OURS = frozenset({"process", containers.DOCKER})  # the generation engines that we start ourselves
 DIGESTS = frozenset({"api_key", "certificate"})  # what a record keeps of them tells a person nothing
 
 OnPhase = Callable[[str, Phase], None]
@@ -76,11 +78,19 @@ class Launch:
     """
 
     def __init__(
-        self, settings: Settings, plan: Plan, on_phase: OnPhase, *, waits: bool = True, foreground: bool = False
+        self,
+        settings: Settings,
+        plan: Plan,
+        on_phase: OnPhase,
+        *,
+        on_warning: Callable[[str], None] = lambda _: None,
+        waits: bool = True,
+        foreground: bool = False,
     ) -> None:
         self.settings = settings
         self.plan = plan
         self.on_phase = on_phase
+        self.on_warning = on_warning
         self.waits = waits
         self.foreground = foreground
         self.begun: dict[str, psutil.Popen] = {}
@@ -93,12 +103,24 @@ class Launch:
         """
         with services.exclusive():
             # before anything takes its time: a conversion, an engine's start
-            for service in (GENERATION, EMBED) if self.plan.generation.engine == "process" else (EMBED,):
+            for warning in containers.preflight(self.plan):
+                self.on_warning(warning)
+            # one that is left over, after a reboot say, would hold the port of what is wanted now
+            for found in containers.sweep(set(services.SERVICES) - containers.planned(self.plan).keys()):
+                self.on_phase(found.service, Phase(f"stopped its container {found.name}, which is not wanted now"))
+            for service in (GENERATION, EMBED) if self.plan.generation.engine in OURS else (EMBED,):
                 if services.find(service) is None:
                     self._require_free_port(service)
             try:
                 return self._generation(), self._ensure(EMBED)
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, KeyboardInterrupt) and self._goes_on():
+                    raise Interrupted(
+                        "the generation engine goes on starting in the background",
+                        hint="to wait for it again: qmd-remote up; to see how far it is: qmd-remote status --watch; "
+                        "to stop it: qmd-remote down",
+                        code="detached",
+                    ) from None
                 self.undo()
                 raise
 
@@ -117,20 +139,29 @@ class Launch:
             for process in self.begun.values():
                 with suppress(psutil.NoSuchProcess):
                     process.terminate()
+            grace = max(self.settings.shutdown_limit_s, STOP_GRACE_S if containers.planned(self.plan) else 0)
             for process in self.begun.values():
-                services.end_tree(process, grace_s=self.settings.shutdown_limit_s + STOP_MARGIN_S)
+                services.end_tree(process, grace_s=grace + STOP_MARGIN_S)
             self.leashes.close()
             for service in services.SERVICES:
                 # one that was stopped before it listened to signals could not remove its record
                 if services.find(service) is None:
                     services.record_file(service).unlink(missing_ok=True)
 
+    def _goes_on(self) -> bool:
+        """Whether what was begun may be left alone: a container that starts, pulls or downloads, and can be found."""
+        record = services.find(GENERATION)
+        begun = self.begun.get(GENERATION)
+        alone = record is not None and record.program == containers.DOCKER and set(self.begun) <= {GENERATION}
+        return bool(alone and not self.foreground and (begun is None or (record and begun.pid == record.pid)))
+
     def _generation(self) -> Started:
         generation = self.plan.generation
-        if generation.engine != "process":
+        if generation.engine not in OURS:
             running = services.find(GENERATION)
             if running is not None:
                 require_background(running)
+                self.on_phase(GENERATION, Phase(f"stopping, since generation is {generation.engine} now"))
             _stop(GENERATION)
             return Started(GENERATION, generation.engine, generation.url, generation.model, reason=generation.reason)
         return self._ensure(GENERATION)
@@ -142,6 +173,9 @@ class Launch:
             self._require_free_port(service)
             return self._start(service, "started", ())
         changed = differences(record, self.settings)
+        container = containers.planned(self.plan).get(service)
+        if not changed and container is not None and containers.has_other_image(container):
+            changed = (f"image: {container.image} is another one now",)
         if changed or self.foreground:
             return self._replace(service, changed)
         # it goes on as it is, and generation may have moved
@@ -164,9 +198,11 @@ class Launch:
 
     def _start(self, service: str, action: str, changed: tuple[str, ...]) -> Started:
         process = self._spawn(service)
-        url = f"http://127.0.0.1:{self.settings.generation_port}" if service == GENERATION else self.settings.url
-        if not self.waits:
+        url = self.settings.generation_at if service == GENERATION else self.settings.url
+        if not self.waits or service in containers.planned(self.plan):
+            # a container that is adopted answers before its keeper is there
             self._wait_registered(service, process)
+        if not self.waits:
             model = self.settings.generation_model if service == GENERATION else self.settings.embed_model
             return Started(service, "starting", url, model, process.pid, changed=changed)
         seconds = self._wait(url, process, service)
@@ -189,7 +225,14 @@ class Launch:
             time.sleep(wait.POLL_S)
 
     def _require_free_port(self, service: str) -> None:
-        """Raise PrerequisiteError when somebody else listens where the service should: its answers are not ours."""
+        """Raise PrerequisiteError when somebody else listens where the service should: its answers are not ours.
+
+        A container's port may be held by the same container, which will be adopted; the engine's preflight looks.
+        """
+        container = containers.planned(self.plan).get(service)
+        # one with the host's own network listens by itself, and no preflight of the engine knows of its port
+        if container is not None and (container.publish is not None or containers.without_keeper([service])):
+            return
         host, port, flag = self._place(service)
         listen(host, port, holder=services.port_holder, flag=flag).close()
 
@@ -204,9 +247,8 @@ class Launch:
 
         Until it is registered it ends with us, so that none is left that nobody can find; in the foreground always.
         """
-        module = (
-            ["qmd_remote.launch.keeper"] if service == GENERATION else ["qmd_remote", "serve", "--managed", "--json"]
-        )
+        kept = service == GENERATION or service in containers.planned(self.plan)
+        module = ["qmd_remote.launch.keeper", service] if kept else ["qmd_remote", "serve", "--managed", "--json"]
         with logbook.begin(paths.log_file(service)) as log:
             process = psutil.Popen(
                 python_module(*module),
@@ -234,6 +276,8 @@ class Launch:
         return process
 
     def _wait(self, url: str, process: wait.Process, service: str) -> float:
+        generation = service == GENERATION
+        published = self.plan.generation.container is not None and not is_loopback(self.settings.generation_host)
         return wait.until_ready(
             TITLES[service],
             url,
@@ -241,8 +285,9 @@ class Launch:
             log_file=paths.log_file(service),
             limits=wait.Limits(self.settings.stall_limit_s, self.settings.start_limit_s),
             on_phase=lambda phase: self.on_phase(service, phase),
-            key=self.settings.key if service == EMBED else "",
-            certificate=self.settings.tls_cert if service == EMBED else "",
+            key=self.settings.key if not generation or published else "",
+            certificate="" if generation else self.settings.tls_cert,
+            served=self.settings.generation_model if generation and self.plan.generation.container else "",
         )
 
 
@@ -265,21 +310,26 @@ def bring_up(settings: Settings, plan: Plan, on_phase: OnPhase) -> tuple[Started
     return Launch(settings, plan, on_phase).run()
 
 
-def bring_down(names: Sequence[str] = (EMBED, GENERATION)) -> tuple[Record, ...]:
-    """Stop the running services of these names; returns the records of those that ran."""
+def bring_down(names: Sequence[str] = (EMBED, GENERATION)) -> tuple[tuple[Record, ...], tuple[Found, ...]]:
+    """Stop the services of these names; returns the records of those that ran, and containers left without a keeper."""
     with services.exclusive():
         for name in names:
             if services.find(name) is None and status.why_it_failed(name):
                 # `status` tells the cause of a failed start for as long as it is the last thing in the log
                 logbook.Logbook(paths.log_file(name)).say("the failed start was cleared by `qmd-remote down`")
-        return tuple(record for name in names if (record := _stop(name)) is not None)
+        stopped = tuple(record for name in names if (record := _stop(name)) is not None)
+        swept = containers.sweep(names)
+        return stopped, swept
 
 
 def _stop(service: str) -> Record | None:
     record = services.find(service)
     if record is not None:
         limit = record.spec.get("shutdown_limit_s")
-        services.stop(record, grace_s=(limit if isinstance(limit, int | float) else 30.0) + STOP_MARGIN_S)
+        grace = limit if isinstance(limit, int | float) else 30.0
+        if record.program == containers.DOCKER:
+            grace = max(grace, STOP_GRACE_S)
+        services.stop(record, grace_s=grace + STOP_MARGIN_S)
     # also the record of a supervisor that was killed, and so could not remove it
     services.record_file(service).unlink(missing_ok=True)
     return record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +13,16 @@ from typing import Protocol
 import httpx
 
 from qmd_remote import logbook
-from qmd_remote.errors import WaitEnded
+from qmd_remote.errors import ServiceFailed, WaitEnded
 from qmd_remote.launch import diagnose, phases
 from qmd_remote.launch.phases import Phase
+from qmd_remote.launch.relay import STATUS_PATH
 from qmd_remote.reach import trusting
 
 POLL_S = 0.15
+READY = "ready after"  # in the line that a keeper logs when its service is
+# an engine's lines about what we ask are no progress
+_OUR_QUESTIONS = re.compile(rf"GET (?:/health|/v1/models|{STATUS_PATH})\b")
 UNKNOWN = -1000  # the exit code of a process that is not our child; no signal has this number
 
 
@@ -54,10 +59,11 @@ def until_ready(
     on_phase: Callable[[Phase], None],
     key: str = "",
     certificate: str = "",
+    served: str = "",
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> float:
-    """Wait until `url`/health answers 200; returns the seconds it took.
+    """Wait until `url`/health answers 200, and /v1/models has `served` if that is given; returns the seconds it took.
 
     Raises ServiceFailed as soon as the process ends, with the cause from its log, and WaitEnded at a limit. Progress
     is a new phase, a new percentage or a longer log.
@@ -72,7 +78,7 @@ def until_ready(
             if code is not None:
                 how = "ended" if code == UNKNOWN else f"ended with exit code {code}"
                 raise diagnose.to_error(service, read_tail(log_file), how, _see(log_file))
-            waited = ask(client, url)
+            waited = ask(client, url, served)
             if waited.ready:
                 return clock() - started
             phase = waited.phase or phases.latest(read_tail(log_file)) or Phase("starting")
@@ -119,14 +125,14 @@ class Pace:
         return new
 
 
-def ask(client: httpx.Client, url: str) -> Waited:
-    """One health check. Our own server tells its phase while it answers 503."""
+def ask(client: httpx.Client, url: str, served: str = "") -> Waited:
+    """One health check. Our own server tells its phase while it answers 503. Raises ServiceFailed as `serves` does."""
     try:
         response = client.get(f"{url}/health")
+        if response.status_code == httpx.codes.OK:
+            return Waited(not served or serves(client.get(f"{url}/v1/models"), served), None)
     except httpx.HTTPError:
         return Waited(False, None)
-    if response.status_code == httpx.codes.OK:
-        return Waited(True, None)
     try:
         body = response.json()
         name, progress = body["phase"], body.get("progress")
@@ -134,6 +140,30 @@ def ask(client: httpx.Client, url: str) -> Waited:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return Waited(False, None)
     return Waited(False, Phase(name, percent) if isinstance(name, str) else None)
+
+
+def serves(models: httpx.Response, name: str) -> bool:
+    """Whether an answer of /v1/models has a model of this name.
+
+    Raises ServiceFailed when that will not change: our key is refused, or there are models of other names only.
+    """
+    if models.status_code in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
+        raise ServiceFailed(
+            "the generation engine refuses our key: it was started with another one",
+            hint="qmd-remote down, then: qmd-remote up",
+            code="key.refused",
+        )
+    try:
+        names = [str(model["id"]) for model in models.json()["data"]]
+    except (ValueError, KeyError, TypeError):
+        return False
+    if names and name not in names:
+        raise ServiceFailed(
+            f"the generation engine serves {', '.join(names)}, and not {name}, which clients will ask for",
+            hint="leave --served-model-name to us, or take another image: qmd-remote up --generation-image IMAGE",
+            code="model.other_name",
+        )
+    return bool(names)
 
 
 def read_tail(log_file: Path, size: int = 65536) -> str:
@@ -166,7 +196,7 @@ class News:
         except OSError:
             return False
         lines = logbook.unstamped(added.decode("utf-8", "replace")).splitlines()
-        return any(line.strip() and "/health" not in line for line in lines)
+        return any(line.strip() and not _OUR_QUESTIONS.search(line) for line in lines)
 
 
 def _see(log_file: Path) -> str:

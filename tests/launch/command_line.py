@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,11 @@ from qmd_remote.services import EMBED, GENERATION
 
 FOLDER = Path(__file__).parent
 PYTHON = sys.executable
+
+
+def _hear(hangup: signal.Handlers) -> None:
+    signal.signal(signal.SIGHUP, hangup)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class CommandLine:
@@ -39,14 +46,15 @@ class CommandLine:
         }
         self.begun: list[subprocess.Popen[str]] = []
 
-    def start(self, *words: str, **variables: str) -> subprocess.Popen[str]:
-        """Start a command."""
+    def start(self, *words: str, hangup: signal.Handlers = signal.SIG_DFL, **variables: str) -> subprocess.Popen[str]:
+        """Start a command, as in a terminal, also where the tests themselves run in the background, or under nohup."""
         process = subprocess.Popen(
             [PYTHON, FOLDER / "on_stand_ins.py", *words],
             env={**self.env, **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=functools.partial(_hear, hangup),  # noqa: PLW1509 - it waits for no lock
         )
         self.begun.append(process)
         return process

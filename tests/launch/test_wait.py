@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
 from qmd_remote.errors import Exit, ServiceFailed, WaitEnded
@@ -173,13 +174,36 @@ def test_progress_of_any_kind_puts_the_stall_limit_off(scripted, log_file: Path)
 
 
 def test_the_answers_to_our_own_questions_are_no_progress(scripted, log_file: Path):
-    """A service that stands still, and logs each of our health checks, stands still."""
+    """A service that stands still, and logs each of our questions, stands still."""
     scripted.status = 503
-    line = 'INFO:     127.0.0.1:54534 - "GET /health HTTP/1.1" 503 Service Unavailable\n'
-    story = Story(log_file, *[lambda: story.logs(line)] * 50, step_s=100)
+    asked = ("/health", "/v1/models", "/qmd-remote/status")
+    lines = "".join(f'INFO:     127.0.0.1:54534 - "GET {path} HTTP/1.1" 503 Service Unavailable\n' for path in asked)
+    story = Story(log_file, *[lambda: story.logs(lines)] * 50, step_s=100)
     with pytest.raises(WaitEnded) as caught:
         story.wait(scripted.url)
     assert "wait.stalled" == caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (200, b'{"data": [{"id": "acme/fine"}]}', True),
+        (200, b'{"data": []}', False),
+        (200, b"not JSON", False),
+        (503, b"{}", False),
+        (200, b'{"data": [{"id": "acme/other"}]}', "model.other_name"),
+        (401, b"{}", "key.refused"),
+    ],
+)
+def test_an_engine_that_will_never_serve_the_model_has_failed(status: int, body: bytes, expected: bool | str):
+    """A list that is not there yet is waited for; other names only, and a key that is refused, end the wait."""
+    answer = httpx.Response(status, content=body)
+    if isinstance(expected, bool):
+        assert expected == wait.serves(answer, "acme/fine")
+        return
+    with pytest.raises(ServiceFailed) as caught:
+        wait.serves(answer, "acme/fine")
+    assert expected == caught.value.code
 
 
 def test_the_hard_cap_ends_even_a_wait_with_progress(log_file: Path):

@@ -1,0 +1,283 @@
+"""The life of one container: image, start or adoption, readiness, and a watch over it until we are told to stop.
+
+The engine restarts a container that ends; this restarts one that hangs, tells of both in the log, and keeps the last
+words. It runs in a process of its own, so that a closed terminal stops nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+import httpx
+
+from qmd_remote.errors import PrerequisiteError, QmdRemoteError, ServiceFailed
+from qmd_remote.launch import container_end, hang, phases, wait
+from qmd_remote.launch.container import Container
+from qmd_remote.launch.container_log import ContainerLog
+from qmd_remote.launch.container_watch import Happening, Watch, end_in_words
+from qmd_remote.launch.engine import STOP_GRACE_S, Engine, Found
+from qmd_remote.launch.phases import Phase
+from qmd_remote.launch.pull_lines import PullLines
+from qmd_remote.launch.wait import Limits, Pace
+from qmd_remote.logbook import Logbook
+from qmd_remote.reach import trusting
+from qmd_remote.stop_wish import StopWish
+from qmd_remote.supervision import RestartPolicy
+
+log = logging.getLogger("qmd_remote.container")
+
+POLL_S = 1.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the container offers: where it answers, the model's name there (empty: any), and when it counts as stuck."""
+
+    title: str
+    url: str
+    limits: Limits
+    hang_limit_s: float
+    model: str = ""
+    key: str = ""
+    certificate: str = ""
+
+
+class ContainerKeeper:
+    """Keeps one container. `run` is its whole life; calls of the engine go to threads, since they block."""
+
+    def __init__(
+        self, container: Container, service: Service, engine: Engine, book: Logbook, wish: StopWish | None = None
+    ) -> None:
+        self.container = container
+        self.service = service
+        self.engine = engine
+        self.book = book
+        self.wish = wish or StopWish()
+        self.policy = RestartPolicy()
+        self._log = ContainerLog(engine, book)
+        self._made: Found | None = None  # what is to be taken away at the end: never ready, or told to stop
+
+    async def run(self) -> int:
+        """Bring the container up, watch it, and remove it when told to stop. Returns the exit code for the process.
+
+        Raises QmdRemoteError when it cannot be brought up; nothing that was made for it is left then.
+        """
+        with self.wish.heeded_in_loop():
+            try:
+                found = await self._ready()
+                if found is not None and not self.wish.asked.is_set():
+                    await self._engine(self.engine.keep_running, found)
+                    self._made = None
+                    if not await self._watch(Watch(found)):
+                        return 1
+                    self._made = found
+                return 0
+            finally:
+                await self._remove()
+                await self._log.leave()
+
+    async def _ready(self) -> Found | None:
+        """The container, answering; None when we are told to stop before."""
+        found = await self._begin()
+        if found is None:
+            return None
+        await self._log.follow(found)
+        clock = asyncio.get_running_loop().time
+        began, pace = clock(), Pace(self.service.title, self.book.path, self.service.limits)
+        while not self.wish.asked.is_set():
+            if await self._serves():
+                log.info("%s %s %.1f s", self.service.title, wait.READY, clock() - began)
+                return found
+            found = await self._still_starting(found)
+            log_now = await asyncio.to_thread(wait.read_tail, self.book.path)
+            pace.moves_on(phases.latest(log_now) or Phase("starting"))
+            await self._pause(POLL_S)
+        return None
+
+    async def _begin(self) -> Found | None:
+        """The container, running: adopted when it is the same, else made anew."""
+        image = await self._engine(self.engine.image, self.container.image)
+        if image is None:
+            lines = PullLines(self.book.say)
+            asked = self.wish.asked.is_set
+            image = await self._engine(lambda: self.engine.pull(self.container.image, lines.tell, asked))
+        if self.wish.asked.is_set():
+            return None
+        found = await self._ours_alone(image.id)
+        if found is None:
+            self.book.say("phase: starting the container")
+            found = self._made = await self._engine(self.engine.run, self.container, image)
+            log.info("container %s started", found.name)
+        else:
+            self._made = found
+            log.info("container %s is ours and the same, and is kept", found.name)
+            if not found.running:
+                found = self._made = await self._engine(self.engine.start, found)
+        return found
+
+    async def _ours_alone(self, image_id: str) -> Found | None:
+        """The same container if it is there; others of ours for this service are removed, and foreign ones refused.
+
+        One of another image with the same name, built or pulled anew since, is another one; so is a paused one, which
+        no engine starts.
+        """
+        same: Found | None = None
+        for one in await self._engine(self.engine.ours, self.container.owner, self.container.service):
+            wanted = (self.container.name, self.container.spec_hash, image_id)
+            if (one.name, one.spec_hash, one.image_id) == wanted and one.state != "paused":
+                same = one
+            else:
+                log.info("container %s is replaced, since its settings or its image changed", one.name)
+                await self._engine(self.engine.remove, one)
+        other = None if same else await self._engine(self.engine.find, self.container.name)
+        if other is not None:
+            raise PrerequisiteError(
+                f"there is a container named {other.name} that is not ours",
+                hint=f"look at it: docker inspect {other.name}; or take another name: "
+                f"--{self.container.service}-container NAME",
+                code="name.taken",
+            )
+        return same
+
+    async def _still_starting(self, before: Found) -> Found:
+        """The container while it starts. Raises ServiceFailed as soon as it ended, was restarted, or is gone."""
+        title = self.service.title
+        now = await self._engine(self.engine.find, before.name)
+        if now is None or now.id != before.id:
+            self._made = None
+            raise ServiceFailed(f"the container of the {title} was removed while it started", hint="qmd-remote up")
+        if now.running and now.started_at == before.started_at:
+            return now
+        words = [*self._log.recent]
+        await self._log.leave()
+        self._keep_last_words(now.name, end_in_words(now), words)
+        text = await asyncio.to_thread(wait.read_tail, self.book.path)
+        raise container_end.to_error(title, text, now, self.book.path)
+
+    async def _serves(self) -> bool:
+        """Whether it answers its health check with 200, and has the model under the name that clients will use.
+
+        Raises ServiceFailed as `wait.serves` does.
+        """
+        one = self.service
+        headers = {"authorization": f"Bearer {one.key}"} if one.key else {}
+        async with httpx.AsyncClient(
+            trust_env=False, timeout=5, headers=headers, verify=trusting(one.certificate)
+        ) as client:
+            try:
+                if (await client.get(f"{one.url}/health")).status_code != httpx.codes.OK:
+                    return False
+                return not one.model or wait.serves(await client.get(f"{one.url}/v1/models"), one.model)
+            except httpx.HTTPError:
+                return False
+
+    async def _watch(self, watch: Watch) -> bool:
+        """Look after a container that was ready: True when we are told to stop, False when somebody took it away."""
+        clock = asyncio.get_running_loop().time
+        ready_at, answering, kept = clock(), True, False
+        probe = asyncio.ensure_future(self._next_hang())
+        try:
+            while not self.wish.asked.is_set():
+                await self._pause(POLL_S)
+                try:
+                    now = await self._engine(self.engine.find, self.container.name)
+                    if not answering and now is not None and now.state == "exited":
+                        # an engine that crashed ends the containers that it finds alive, and does not restart them
+                        now = await self._engine(self.engine.start, now)
+                        await self._engine(self.engine.keep_running, now)
+                except QmdRemoteError as error:  # whatever it says, the container may go on, and so do we
+                    if answering:
+                        log.warning("the container engine does not answer: %s", error.message)
+                    answering = False
+                    continue
+                if not answering:
+                    log.info("the container engine answers again")
+                    if now is not None and now.running and now.started_at == watch.found.started_at:
+                        await self._log.follow(now, tail=0)  # the stream ended with the connection
+                answering = True
+                happened = watch.see(now, clock())
+                if happened in {Happening.REMOVED, Happening.STOPPED}:
+                    log.error(
+                        "container %s was %s by somebody else; to have it again: qmd-remote up",
+                        self.container.name,
+                        happened.value,
+                    )
+                    return False
+                if happened is Happening.ENDED and now is not None:
+                    self._keep_last_words(now.name, end_in_words(now), self._log.recent)
+                    kept = True
+                elif happened is Happening.RESTARTED:
+                    if not kept:  # it was quicker than a look
+                        self._keep_last_words(self.container.name, "ended", self._log.recent)
+                    kept = False
+                    log.warning("container %s ended, and its engine restarted it", self.container.name)
+                    await self._log.follow(watch.found)
+                    ready_at = clock()
+                elif probe.done():
+                    probe.result()
+                    watch.restarted_by_us(await self._restart(watch.found, clock() - ready_at))
+                    ready_at = clock()
+                    probe = asyncio.ensure_future(self._next_hang())
+            return True
+        finally:
+            probe.cancel()
+            await asyncio.gather(probe, return_exceptions=True)
+
+    async def _next_hang(self) -> None:
+        """Return when the service hangs. Our own server is not asked: it supervises its worker itself."""
+        one = self.service
+        while True:
+            await asyncio.sleep(one.hang_limit_s)
+            if one.model and await hang.is_hung(one.url, one.model, one.hang_limit_s, one.key):
+                return
+
+    async def _restart(self, found: Found, ready_for_s: float) -> Found:
+        """Restart a service that hangs, after a pause that grows when it happens again and again."""
+        delay = self.policy.next_delay(ready_for_s)
+        log.warning(
+            "%s says that it is well, and completed nothing for %.0f s; restarting it %s",
+            self.service.title,
+            self.service.hang_limit_s,
+            f"in {delay:.0f} s" if delay else "at once",
+        )
+        self.book.keep_crash(f"container {found.name} hung", self._log.recent)
+        await self._pause(delay)
+        if self.wish.asked.is_set():
+            return found
+        try:
+            found = await self._engine(self.engine.restart, found, STOP_GRACE_S)
+        except QmdRemoteError as error:  # what became of it the next looks tell
+            log.warning("the container could not be restarted: %s", error.message)
+            return found
+        await self._log.follow(found)
+        return found
+
+    async def _remove(self) -> None:
+        found, self._made = self._made, None
+        if found is None:
+            return
+        self.book.say("phase: stopping the container")
+        try:
+            await self._engine(self.engine.remove, found)
+        except QmdRemoteError as error:  # told, and no reason to hide why it was to be removed
+            log.error("container %s could not be removed: %s", found.name, error.message)
+        else:
+            log.info("container %s stopped and removed", found.name)
+
+    def _keep_last_words(self, name: str, ended: str, lines: Sequence[bytes]) -> None:
+        how = f"container {name} {ended}"
+        kept = self.book.keep_crash(how, lines)
+        log.warning("%s%s", how, f"; its last lines are in {kept}" if kept else "")
+
+    async def _engine(self, call: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.to_thread(call, *arguments)
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.wish.asked.wait(), seconds or 0.001)

@@ -1,0 +1,165 @@
+"""What can be looked at on this machine before a container is made: its folders, its port, the disk, the GPU's way."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from qmd_remote import services
+from qmd_remote.errors import ConfigError, PrerequisiteError
+from qmd_remote.launch.container import Container
+from qmd_remote.launch.engine import EngineFacts, Found, ImageFacts, Published
+from qmd_remote.supervision import listen
+
+LARGE = ("vllm", "nvidia", "pytorch")  # in an image's name
+LARGE_BYTES = 45 * 10**9
+LEAST_BYTES = 10**9
+CDI_GPU = "nvidia.com/gpu"  # the kind of device in a specification
+
+
+def look_at_name(container: Container, found: Found | None) -> None:
+    """Refuse a name that somebody else's container has. Raises PrerequisiteError (name.taken)."""
+    if found is None or found.owner == container.owner:
+        return
+    raise PrerequisiteError(
+        f"there is a container named {found.name} that is not ours ({found.image}, {found.state})",
+        hint=f"look at it: docker inspect {found.name}; or take another name: --{container.service}-container NAME",
+        code="name.taken",
+    )
+
+
+def look_at_image(container: Container, image: ImageFacts, facts: EngineFacts) -> None:
+    """Refuse an image for another processor. Raises ConfigError (image.arch)."""
+    if not image.architecture or image.architecture == facts.architecture:
+        return
+    raise ConfigError(
+        f"the image {container.image} is for {image.architecture}, and this machine is {facts.architecture}",
+        hint=f"fetch the one for this machine: docker pull --platform linux/{facts.architecture} {container.image}; "
+        f"or choose another one: --{container.service}-image IMAGE",
+        code="image.arch",
+    )
+
+
+def look_at_mounts(container: Container) -> None:
+    """Refuse a folder that is not there, or that cannot be written where it must be. Raises ConfigError."""
+    for one in container.mounts:
+        if one.kind != "bind":
+            continue
+        path = Path(one.source)
+        if not path.exists():
+            raise ConfigError(
+                f"{path} is to be mounted into the container {container.name}, and is not there",
+                hint="name a folder that exists" if one.read_only else f"mkdir -p {path}",
+                code="mount.missing",
+            )
+        if not one.read_only and not os.access(path, os.W_OK):
+            raise ConfigError(
+                f"{path} is to be written by the container {container.name}, and this user may not write it",
+                hint=f"sudo chown -R $USER {path}; or set HF_HOME to a folder of yours",
+                code="mount.permission",
+            )
+
+
+def look_at_port(container: Container, facts: EngineFacts, published: Iterable[Published]) -> None:
+    """Refuse a port that somebody else has, naming its holder; what is ours makes way, or is kept.
+
+    Raises PrerequisiteError (port.taken), or ConfigError for an address that is not this machine's.
+    """
+    if container.publish is None:
+        return
+    host, port, _ = container.publish
+    holders = [one for one in published if one.port == port]
+    us = (container.owner, container.service)
+    record = services.find(container.service)
+    if any((one.owner, one.service) == us for one in holders) or (record and urlsplit(record.url).port == port):
+        return
+    flag = "--port" if container.service == services.EMBED else "--generation-port"
+    # an engine without a proxy process holds a port by rules of the firewall, and it could be bound all the same
+    for one in holders:
+        if _overlap(one.address, numeric(host)):
+            raise taken(one, flag)
+    try:
+        listen(host, port, holder=services.port_holder, flag=flag).close()
+    except PrerequisiteError as error:
+        if error.code != "port.permission" or facts.rootless:  # the engine may what we may not
+            raise
+
+
+def taken(holder: Published, flag: str) -> PrerequisiteError:
+    """The error for a port that a container has; `flag` chooses another one."""
+    return PrerequisiteError(
+        f"port {holder.port} is taken by the container {holder.container}",
+        hint=f"docker stop {holder.container}; or choose another port with {flag}",
+        code="port.taken",
+    )
+
+
+def look_at_disk(container: Container, facts: EngineFacts) -> tuple[str, ...]:
+    """Warnings about room for an image that has to be pulled. Raises PrerequisiteError (disk.full) without any."""
+    root = facts.root_dir
+    try:
+        free = shutil.disk_usage(root).free
+    except (OSError, ValueError):  # the engine keeps them in a virtual machine, or does not tell where
+        return ()
+    if free < LEAST_BYTES:
+        raise PrerequisiteError(
+            f"{root}, where the container engine keeps its images, has {free / 1e9:.1f} GB left",
+            hint="free some space: docker system df, then docker image prune",
+            code="disk.full",
+        )
+    if free < LARGE_BYTES and any(word in container.image.lower() for word in LARGE):
+        return (f"{root} has {free / 1e9:.0f} GB left, and an image of vLLM takes 20 to 40 GB",)
+    return ()
+
+
+def look_at_gpu(container: Container, facts: EngineFacts) -> tuple[str, ...]:
+    """A warning where nothing shows that containers get a GPU. It is no more: older engines do not tell."""
+    if container.gpus == "none" or gpu_way(facts):
+        return ()
+    return (
+        "nothing shows that the container engine can give a container a GPU (NVIDIA Container Toolkit); the start will",
+    )
+
+
+def gpu_way(facts: EngineFacts) -> str:
+    """How the engine gives a container a GPU, as far as it shows; empty where nothing does."""
+    if "nvidia" in facts.runtimes:
+        return "its nvidia runtime"
+    return "CDI" if facts.podman or _specified(facts.cdi) else ""
+
+
+def numeric(host: str) -> str:
+    """An address as digits, since engines publish on nothing else. Raises ConfigError (bind.address)."""
+    try:
+        return str(socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)[0][4][0])
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"'{host}' is no address of this machine: {error}",
+            hint="name one of its addresses, or 127.0.0.1",
+            code="bind.address",
+        ) from None
+
+
+def _overlap(theirs: str, ours: str) -> bool:
+    """Whether two addresses cannot have one port: they are the same, or one of them is every address."""
+    if theirs == ours or not theirs:
+        return True
+    one, other = ipaddress.ip_address(theirs), ipaddress.ip_address(ours)
+    return one.version == other.version and (one.is_unspecified or other.is_unspecified)
+
+
+def _specified(folders: Iterable[str]) -> bool:
+    """Whether one of these folders has a specification of an NVIDIA GPU."""
+    for folder in folders:
+        for path in Path(folder).glob("*"):
+            try:
+                if path.suffix in {".yaml", ".yml", ".json"} and CDI_GPU in path.read_text(encoding="utf-8"):
+                    return True
+            except (OSError, ValueError):
+                continue
+    return False
