@@ -23,9 +23,11 @@ from qmd_remote.errors import ApiError, NotFound
 from qmd_remote.reach import require_safe_bind
 from qmd_remote.server import gateway
 from qmd_remote.server.access_log import AccessLog
+from qmd_remote.server.aliases import Aliases
 from qmd_remote.server.auth import KeyAuth
 from qmd_remote.server.engine import Engine
 from qmd_remote.server.exchange import CLIENT_CLOSED_REQUEST, Watch, Watcher
+from qmd_remote.server.expander import Expander
 from qmd_remote.server.memory import Gauge
 from qmd_remote.server.metrics import Metrics
 from qmd_remote.server.responses import error_response
@@ -56,9 +58,11 @@ def create_app(settings: Settings | None = None, *, engine: Engine | None = None
     app.state.metrics, app.state.gauge = metrics, Gauge()
     metrics.follow(app.state.engine)
     app.state.gateway = gateway.Gateway(settings)
+    app.state.expander = Expander(app.state.gateway, metrics.expanded, on=settings.repair_expansions)
     app.include_router(router)
     app.include_router(gateway.router)
     app.add_middleware(KeyAuth, key=settings.key)
+    app.add_middleware(Aliases)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientDisconnect, _hung_up)

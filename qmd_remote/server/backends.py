@@ -6,14 +6,32 @@ from pathlib import Path
 from typing import Literal
 
 from qmd_remote import paths
+from qmd_remote.errors import PrerequisiteError
 from qmd_remote.server import openvino_forward
 from qmd_remote.server.device import Device
 from qmd_remote.server.forward import Forward, Network, PaddedForward
+from qmd_remote.server.openvino_runtime import runtime
+
+
+def _require_openvino() -> None:
+    try:
+        runtime()
+    except ImportError as error:
+        raise PrerequisiteError(
+            f"backend=openvino: its library cannot be loaded: {error}",
+            hint="install it again: pip install --force-reinstall openvino; or use --backend auto",
+            code="backend.unusable",
+        ) from None
 
 
 def forward_for(network: Network, device: Device, folder: Path) -> Forward:
-    """The fastest way to compute `network`, loaded from `folder`, on `device` that gives the same answers."""
+    """The fastest way to compute `network`, loaded from `folder`, on `device` that gives the same answers.
+
+    Raises PrerequisiteError when OpenVINO was asked for by name and its library cannot be loaded.
+    """
     if device.backend == "openvino":
+        if device.named_backend:
+            _require_openvino()
         found = openvino_forward.attempt(
             network, folder, cache=paths.cache_dir(), dtype=device.dtype, threads=device.threads
         )

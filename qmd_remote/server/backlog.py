@@ -53,8 +53,8 @@ class Backlog(Generic[Item]):
             self._arrivals += 1
 
     def depth(self, lane: Lane) -> int:
-        """How many items of a lane wait; those dropped since the last batch was taken count."""
-        return sum(map(len, self._queues[lane].values()))
+        """How many items of a lane wait and are wanted."""
+        return sum(not item.dropped for queue in self._queues[lane].values() for _, item in queue)
 
     def take(self, limits: Limits) -> list[Item]:
         """The next batch: items of one lane and model, taken out; empty when nothing waits. Dropped ones vanish."""

@@ -70,11 +70,16 @@ class Device:
             return self.dtype_reason
         return f"{self.dtype} was chosen ({self.dtype_reason}) but could not be kept"
 
+    @property
+    def named_backend(self) -> bool:
+        """Whether somebody asked for this backend by its name."""
+        return not self.backend_reason.startswith("auto")
+
     def why_backend(self, used: str) -> str:
         """Why a model runs on the backend `used`; the chosen one does not take every model."""
         if used == self.backend:
             return self.backend_reason
-        return f"{self.backend} was chosen ({self.backend_reason}) but does not take this model; the log says why"
+        return f"{self.backend} was chosen ({self.backend_reason}) but could not be used; the log says why"
 
 
 def choose(
@@ -88,7 +93,8 @@ def choose(
     """
     name, reason = _place(wanted, machine)
     settled_dtype, dtype_reason = precision.choose(dtype, name, machine.cpu_flags)
-    settled_backend, backend_reason = _backend(backend, name, machine)
+    emulated = name == "cpu" and settled_dtype == "bfloat16" and not precision.computes_bfloat16(machine.cpu_flags)
+    settled_backend, backend_reason = _backend(backend, name, machine, emulated=emulated)
     return Device(
         name,
         settled_dtype,
@@ -101,7 +107,8 @@ def choose(
     )
 
 
-def _backend(wanted: str, device: str, machine: Machine) -> tuple[Backend, str]:
+def _backend(wanted: str, device: str, machine: Machine, *, emulated: bool) -> tuple[Backend, str]:
+    """The backend and the reason for it; `emulated`: the CPU has no instructions for the precision."""
     asked = f"backend={wanted}"
     if wanted == "torch":
         return "torch", asked
@@ -113,12 +120,20 @@ def _backend(wanted: str, device: str, machine: Machine) -> tuple[Backend, str]:
                 code="backend.device",
             )
         if not machine.openvino:
-            raise ExtraMissing("openvino", "openvino")
+            raise ExtraMissing("server,openvino", "openvino")
+        if emulated:
+            raise ConfigError(
+                f"{asked}: it does not emulate bfloat16, and this CPU has no instructions for it",
+                hint="use --dtype auto, or --backend torch",
+                code="dtype.unsupported",
+            )
         return "openvino", asked
     if wanted != "auto":
         raise ConfigError(f"{asked}: there is no such backend", hint="use auto, torch or openvino")
     if device != "cpu":
         return "torch", f"auto: the one backend for {device.partition(':')[0]}"
+    if emulated:
+        return "torch", "auto: openvino does not emulate bfloat16"
     if machine.openvino:
         return "openvino", "auto: installed, and the fastest on CPUs"
     return "torch", "auto: openvino is not installed"

@@ -11,6 +11,7 @@ import numpy as np
 from qmd_remote.errors import BadRequest
 from qmd_remote.server.fast_tokens import FastTexts
 from qmd_remote.server.model import Float32, Prepared
+from qmd_remote.server.prompts import OFF, Prompts
 from qmd_remote.server.text import scrub
 from qmd_remote.server.text_model import Backend, TextModel
 from qmd_remote.server.tokenizing import LONG_PROBE, PROBE_LENGTH, PROBES, LibraryTokens, Tokens, fastest
@@ -22,12 +23,16 @@ EmbedInput = str | Sequence[int]
 
 
 class Embedder(TextModel[EmbedInput]):
-    """A SentenceTransformer with all its modules (pooling, projections) and its default prompt.
+    """A SentenceTransformer with all its modules (pooling, projections).
 
-    An input is a text, or the token ids of one in the model's own vocabulary, with or without special tokens.
+    An input is a text, with its prompt, or the token ids of one in the model's own vocabulary, with or without special
+    tokens. `prompts` says what a text's prompt is; where they are off, that is the model's default, added here.
     """
 
-    def __init__(self, network: SentenceTransformer, backend: Backend) -> None:
+    def __init__(self, network: SentenceTransformer, backend: Backend, prompts: Prompts = OFF) -> None:
+        self.prompts = prompts
+        if prompts.source != "off":
+            network.default_prompt_name = None
         super().__init__(network, backend, output="sentence_embedding", probe=".")
         tokenizer = self._tokenizer
         self._before, self._after = _special_tokens(tokenizer)

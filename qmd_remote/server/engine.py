@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from qmd_remote.errors import ApiError, ModelUnsupported, QmdRemoteError, ServiceFailed, Unavailable
 from qmd_remote.server import hub, warm_up
 from qmd_remote.server.batching import Lane, Limits
-from qmd_remote.server.intake import Intake, shutting_down
+from qmd_remote.server.intake import INLINE_TEXTS, Intake, shutting_down
 from qmd_remote.server.jobs import Job
 from qmd_remote.server.loading import Models, load_models
 from qmd_remote.server.model import Float32, Model
 from qmd_remote.server.observer import SILENT, Observer, Role
+from qmd_remote.server.prompts import Prompts
 from qmd_remote.server.scheduler import Scheduler
 from qmd_remote.server.text_model import TextModel
 from qmd_remote.server.warm_up import Shape
@@ -128,15 +129,20 @@ class Engine:
             share = "" if now.progress is None else f", {now.progress:.0%}"
             raise Unavailable(f"the models are still loading ({now.phase}{share})", code="loading", retry_after=5)
 
-    async def embed(self, inputs: Sequence[str | Sequence[int]]) -> Embeddings:
-        """Embed texts or token arrays.
+    async def embed(self, inputs: Sequence[str | Sequence[int]], prompt_name: str | None = None) -> Embeddings:
+        """Embed texts, with the prompts that `Prompts` describes, or token arrays, as they are.
 
-        Raises BadRequest (a token id outside the vocabulary), Unavailable (loading, overloaded, stalled, out of
-        memory), ApiError (the model fails on an input).
+        `prompt_name` is for texts without a prefix; None stands for the default role. Raises BadRequest (a token id
+        outside the vocabulary, an unknown prompt), Unavailable (loading, overloaded, stalled, out of memory), ApiError
+        (the model fails on an input).
         """
         models = await self._ready_models()
         if not inputs:
             return Embeddings(np.zeros((0, self._dimension or 0), dtype=np.float32), 0)
+        prompts = models.embedder.prompts
+        prompt = prompts.choose(prompt_name or self._settings.default_role)
+        prompted = partial(_prompted, prompts, inputs, prompt)
+        inputs = prompted() if len(inputs) <= INLINE_TEXTS else await self._intake.in_cpu_thread(prompted)
         if not all(isinstance(item, str) for item in inputs):
             await self._intake.in_cpu_thread(partial(models.embedder.check, inputs))
         found = await self._intake.compute(models.embedder, inputs, "embed")
@@ -174,6 +180,7 @@ class Engine:
             "forward": {role: forward.name for role, forward in forwards.items()},
             "dimension": self._dimension,
             "max_length": models.embedder.max_length,
+            "prompts": models.embedder.prompts.facts(self._settings.default_role),
             "max_batch_size": self._settings.max_batch_size,
             "max_batch_tokens": models.device.batch_tokens,
             "threads": models.threads.count,
@@ -184,6 +191,11 @@ class Engine:
             "reranker": models.reranker.kind,
             "sources": {"embed": models.embed_source.origin, "rerank": models.rerank_source.origin},
         }
+
+    @property
+    def working(self) -> bool:
+        """Whether the model still computes, after `close` too: a pass that was begun cannot be stopped."""
+        return self._scheduler.working
 
     def close(self) -> None:
         """Stop all threads; everything that waits ends with Unavailable."""
@@ -297,6 +309,10 @@ class Engine:
 
 class _Closed(Exception):
     """Loading goes on in a server that has been closed."""
+
+
+def _prompted(prompts: Prompts, inputs: Sequence[str | Sequence[int]], otherwise: str) -> Sequence[str | Sequence[int]]:
+    return [prompts.apply(item, otherwise) if isinstance(item, str) else item for item in inputs]
 
 
 def _tell(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:

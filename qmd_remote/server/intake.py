@@ -26,6 +26,7 @@ from qmd_remote.settings import Settings
 T = TypeVar("T")
 
 CPU_THREADS = 2
+INLINE_TEXTS = 4096  # cut on the event loop, in about 3 ms
 
 # Slices of one request at a time: one that runs and one that is tokenised or waits meanwhile. Where the device is left
 # alone with two batches, two more.
@@ -48,7 +49,8 @@ class Intake:
         self._settings = settings
         self._scheduler = scheduler
         self._observer = observer
-        self._cpu = ThreadPoolExecutor(CPU_THREADS, thread_name_prefix="cpu")
+        # threads of its own for each lane: a query is not tokenised behind the slices of index jobs
+        self._cpu = {lane: ThreadPoolExecutor(CPU_THREADS, thread_name_prefix=f"cpu-{lane.value}") for lane in Lane}
         # one room per lane: a full index queue never keeps a query out
         self._room = {lane: Admission(settings.max_queue, settings.queue_wait_s) for lane in Lane}
 
@@ -59,21 +61,25 @@ class Intake:
         model. When it is cancelled, what has not been tokenised or run is dropped.
         """
         lane, asked = Lane.of(len(inputs)), time.monotonic()
-        async with self._room[lane].hold(len(inputs)):
+        # of a large request only a few slices are ever inside
+        ahead = SLICES_IN_FLIGHT_DEFERRED if model.deferred else SLICES_IN_FLIGHT
+        async with self._room[lane].hold(min(len(inputs), ahead * self._settings.max_batch_size)):
             rows = await self._in_slices(model, inputs, role, lane, time.monotonic() - asked)
         self._observer.answered(role, len(inputs), rows.tokens, rows.truncated)
         return rows
 
     async def in_cpu_thread(self, work: Callable[[], T]) -> T:
         """What `work` returns. Raises what it raises, and Unavailable."""
-        return await self._watched(self._submitted(work))
+        return await self._watched(self._submitted(work, Lane.QUERY))
 
     def close(self) -> None:
         """Stop the threads; what waits for them ends with Unavailable."""
-        self._cpu.shutdown(wait=False, cancel_futures=True)
+        for pool in self._cpu.values():
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def _in_slices(self, model: Model[Any], inputs: Sequence[Any], role: Role, lane: Lane, waited: float) -> Rows:
-        parts = self._cut(inputs)
+        cut = partial(self._cut, inputs)
+        parts = cut() if len(inputs) <= INLINE_TEXTS else await self.in_cpu_thread(cut)
         ahead = SLICES_IN_FLIGHT_DEFERRED if model.deferred else SLICES_IN_FLIGHT
         running: deque[Job] = deque()
         begun = tokens = truncated = 0
@@ -114,12 +120,12 @@ class Intake:
             self._observer.tokenized(time.monotonic() - began)
             self._scheduler.submit(model, items, lane, job)
 
-        self._submitted(work).add_done_callback(partial(_fail_with, job))
+        self._submitted(work, lane).add_done_callback(partial(_fail_with, job))
         return job
 
-    def _submitted(self, work: Callable[[], T]) -> Future[T]:
+    def _submitted(self, work: Callable[[], T], lane: Lane) -> Future[T]:
         try:
-            return self._cpu.submit(work)
+            return self._cpu[lane].submit(work)
         except RuntimeError:  # the pool is closed
             raise shutting_down() from None
 
@@ -139,6 +145,7 @@ class Intake:
                 timer = loop.call_later(left, look)
             else:
                 stalled = waiting.cancel()
+                self._scheduler.give_up(limit)
 
         timer = loop.call_later(limit, look)
         try:
@@ -169,4 +176,5 @@ def _fail_with(job: Job, done: Future[None]) -> None:
     if done.cancelled():
         job.fail(shutting_down())
     elif (error := done.exception()) is not None:
-        job.fail(error)
+        no_memory = Unavailable("there is no memory to tokenise this request", code="out_of_memory")
+        job.fail(no_memory if isinstance(error, MemoryError) else error)

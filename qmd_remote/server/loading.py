@@ -20,6 +20,7 @@ from qmd_remote.server.embedder import Embedder
 from qmd_remote.server.hub import Source
 from qmd_remote.server.lean_imports import import_sentence_transformers
 from qmd_remote.server.observer import Role
+from qmd_remote.server.prompts import NOT_POOLED, OFF, Prompts, prompts_of
 from qmd_remote.server.recovery import is_out_of_memory
 from qmd_remote.server.reranker import BiEncoderReranker, CrossEncoderModel, CrossEncoderReranker, Reranker
 from qmd_remote.settings import Settings
@@ -57,7 +58,8 @@ def load_models(settings: Settings, report: Report) -> Models:
     _import()
     report("loading the embedding model", None)
     began = time.monotonic()
-    embedder = load_embedder(embed, device, trusted=_is_trusted(settings, settings.embed_model))
+    trusted = _is_trusted(settings, settings.embed_model)
+    embedder = load_embedder(embed, device, trusted=trusted, prompted=settings.prompts)
     seconds: dict[Role, float] = {"embed": time.monotonic() - began}
     report("loading the reranking model", None)
     trusted = _is_trusted(settings, settings.rerank_model)
@@ -97,8 +99,8 @@ def _import() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def load_embedder(source: Source, device: Device, *, trusted: bool) -> Embedder:
-    """Load the embedding model. `trusted` lets it run code of its own.
+def load_embedder(source: Source, device: Device, *, trusted: bool, prompted: bool = True) -> Embedder:
+    """Load the embedding model. `trusted` lets it run code of its own; `prompted` gives texts its prompts.
 
     Raises ModelUnsupported, PrerequisiteError (memory), ExtraMissing.
     """
@@ -110,7 +112,8 @@ def load_embedder(source: Source, device: Device, *, trusted: bool) -> Embedder:
         from sentence_transformers import SentenceTransformer
 
         network = SentenceTransformer(str(source.folder), **_options(device, trusted))
-        return Embedder(_ready(network), partial(forward_for, device=device, folder=source.folder))
+        prompts = _prompts(network, source.id) if prompted else OFF
+        return Embedder(_ready(network), partial(forward_for, device=device, folder=source.folder), prompts)
 
 
 def load_reranker(source: Source, device: Device, *, trusted: bool, shared: tuple[Source, Embedder]) -> Reranker:
@@ -124,8 +127,10 @@ def load_reranker(source: Source, device: Device, *, trusted: bool, shared: tupl
             f"{source.id} is no reranker", hint="set RERANK_MODEL to a cross-encoder or to an embedding model"
         )
     if what is Kind.BI_ENCODER:
-        same = source.folder == shared[0].folder
-        return BiEncoderReranker(shared[1] if same else load_embedder(source, device, trusted=trusted))
+        embedder = shared[1]
+        if source.folder != shared[0].folder:
+            embedder = load_embedder(source, device, trusted=trusted, prompted=embedder.prompts is not OFF)
+        return BiEncoderReranker(embedder)
     with _explained(source, "a reranker", device):
         from sentence_transformers import CrossEncoder
         from torch.nn import Identity
@@ -134,6 +139,13 @@ def load_reranker(source: Source, device: Device, *, trusted: bool, shared: tupl
         return CrossEncoderReranker(
             CrossEncoderModel(_ready(network), partial(forward_for, device=device, folder=source.folder))
         )
+
+
+def _prompts(network: Any, name: str) -> Prompts:
+    # what pooling leaves out is counted once for a whole batch, and here each text may have another prompt
+    if any(getattr(module, "include_prompt", True) is False for module in network.modules()):
+        return NOT_POOLED
+    return prompts_of(network.prompts, name, str(getattr(network.config, "model_type", "")))
 
 
 def _options(device: Device, trusted: bool) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from qmd_remote import __version__
+from qmd_remote.expansion_repair import OUTCOMES, Outcome
 from qmd_remote.server import memory
 from qmd_remote.server.batching import Lane
 from qmd_remote.server.exchange import Exchange
+from qmd_remote.server.memory import Memory
 from qmd_remote.server.observer import Batch, Role
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class Metrics:
     def __init__(self) -> None:
         self.total = self.running = self.errors = 0
         self._registry = CollectorRegistry()
+        self._state: _EngineState | None = None
         self._requests = self._counter("requests", "Requests that have ended.", "endpoint", "status")
         self._errors = self._counter("errors", "Requests that ended in an error.", "endpoint", "code")
         self._seconds = self._histogram(
@@ -63,6 +66,7 @@ class Metrics:
         self._truncated = self._counter("truncated_texts", "Texts cut to the model's length.", "role")
         self._out_of_memory = self._counter("out_of_memory", "Batches that did not fit into the memory.")
         self._widened = self._counter("precision_widenings", "Times a model left half precision.")
+        self._expansions = self._counter("expansions", "Query expansions that were answered.", "outcome")
         self._load_seconds = Gauge(
             PREFIX + "model_load_seconds", "Time to load a model.", ["role"], registry=self._registry
         )
@@ -73,14 +77,17 @@ class Metrics:
 
     def follow(self, engine: Engine) -> None:
         """Ask `engine` at each scrape how it is."""
-        self._registry.register(_EngineState(engine))
+        self._state = _EngineState(engine)
+        self._registry.register(self._state)
 
-    def render(self, accept: str = "") -> tuple[bytes, str]:
+    def render(self, accept: str = "", used: Memory | None = None) -> tuple[bytes, str]:
         """The text of all metrics, in the form that an Accept header prefers, and its content type. May take a moment.
 
-        Raises nothing a scrape could cause.
+        `used` is the memory of the device. Raises nothing a scrape could cause.
         """
         encode, content_type = choose_encoder(accept)
+        if self._state is not None:
+            self._state.used = used
         return encode(_Lean(self._registry)), content_type
 
     @contextmanager
@@ -141,6 +148,10 @@ class Metrics:
         self._tokens.labels(role).inc(tokens)
         self._truncated.labels(role).inc(truncated)
 
+    def expanded(self, outcome: Outcome) -> None:
+        """A query expansion has its answer."""
+        self._expansions.labels(outcome).inc()
+
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, what, labels, registry=self._registry)
 
@@ -152,6 +163,8 @@ class Metrics:
         for role in ROLES:
             for counter in (self._texts, self._tokens, self._truncated):
                 counter.labels(role)
+        for outcome in OUTCOMES:
+            self._expansions.labels(outcome)
         for kind in BATCH_ROLES:
             self._batches.labels(kind)
         for lane in Lane:
@@ -165,6 +178,7 @@ class _EngineState(Collector):
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.used: Memory | None = None
 
     def collect(self) -> Iterator[Metric]:
         facts = self._engine.facts()
@@ -182,8 +196,7 @@ class _EngineState(Collector):
             "Memory of the device that computes (CUDA), else of this process and of the machine.",
             labels=["kind"],
         )
-        found = memory.of_device(str(facts["device"])) if "device" in facts else None
-        for kind, amount in found.as_dict().items() if found else ():
+        for kind, amount in self.used.as_dict().items() if self.used else ():
             family.add_metric([kind], amount)
         yield family
 

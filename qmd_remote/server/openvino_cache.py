@@ -11,6 +11,8 @@ import logging
 import os
 import shutil
 import tempfile
+import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -22,10 +24,14 @@ from qmd_remote.server.openvino_runtime import runtime
 log = logging.getLogger(__name__)
 
 # Raised when we hand OpenVINO another network for the same files.
-FORMAT = 1
+FORMAT = 2
 MAKERS = ("openvino", "torch", "transformers", "sentence-transformers")
 READ = (".json", ".safetensors", ".bin", ".py")
-FILE = "model.xml"
+FILE, WEIGHTS = "model.xml", "model.bin"
+CHECKSUM = "checksum"
+PARTS, PART = 1024, 4096  # of a file that are looked at, and the bytes of one
+DRAFT = ".tmp"
+WRITTEN_S = 3600.0  # how long another process may take to write its draft
 
 
 class ConvertedModel:
@@ -40,8 +46,10 @@ class ConvertedModel:
         if not self._place.is_dir():
             return None
         try:
+            if (self._place / CHECKSUM).read_text(encoding="ascii") != _checksum(self._place):
+                raise RuntimeError("its files are not those that were written")
             return core.read_model(self._place / FILE)
-        except RuntimeError as error:  # all that OpenVINO raises
+        except (OSError, ValueError, RuntimeError) as error:
             log.warning("a converted model cannot be read, and is made again: %s", reason(error))
             return None
 
@@ -50,8 +58,9 @@ class ConvertedModel:
         draft: Path | None = None
         try:
             self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
-            draft = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=self._home))
+            draft = Path(tempfile.mkdtemp(prefix=".", suffix=DRAFT, dir=self._home))
             runtime().save_model(model, draft / FILE, compress_to_fp16=False)
+            (draft / CHECKSUM).write_text(_checksum(draft), encoding="ascii")
             _flush(draft)
             self.drop()
             draft.rename(self._place)
@@ -70,7 +79,8 @@ class ConvertedModel:
     def _clear(self) -> None:
         """Remove what was made of the model's former states, or by former versions."""
         for other in self._home.iterdir():
-            if other != self._place:
+            drafted = other.name.endswith(DRAFT) and time.time() - other.stat().st_mtime < WRITTEN_S
+            if other != self._place and not drafted:
                 shutil.rmtree(other, ignore_errors=True)
 
 
@@ -89,7 +99,29 @@ def _state(folder: Path) -> Iterator[str]:
         for file in sorted((folder / part).glob("*")):
             if file.suffix in READ and file.is_file():
                 found = file.stat()
-                yield f"{part}/{file.name} {found.st_size} {found.st_mtime_ns}"
+                yield f"{part}/{file.name} {found.st_size} {found.st_mtime_ns} {_sample(file, found.st_size)}"
+
+
+def _sample(file: Path, size: int) -> str:
+    """A digest of parts of a file: images and archives give every file the same time, and one architecture one size."""
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        for start in range(0, size, max(PART, size // PARTS)):
+            content.seek(start)
+            digest.update(content.read(PART))
+    return digest.hexdigest()
+
+
+def _checksum(folder: Path) -> str:
+    """A checksum of a conversion: a disk that gives back something else would give wrong vectors. About 1 GB/s."""
+    found = []
+    for name in (FILE, WEIGHTS):
+        checksum = 0
+        with (folder / name).open("rb") as content:
+            while part := content.read(1 << 22):
+                checksum = zlib.crc32(part, checksum)
+        found.append(f"{checksum:08x}")
+    return " ".join(found)
 
 
 def _short(texts: Iterable[str]) -> str:

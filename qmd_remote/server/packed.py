@@ -38,8 +38,9 @@ def forward_without_padding(network: Network, dtype: str) -> Forward:
     if reason is not None:
         log.info("rows are padded: %s", reason)
         return padded
-    packed = PackedForward(network)
+    packed: PackedForward | None = None
     try:
+        packed = PackedForward(network)
         error = _error(packed, padded, network)
     except Exception as problem:  # a kernel that is not there, a library that has changed: padding works all the same
         log.warning("rows are padded: computing without padding fails here", exc_info=problem)
@@ -47,7 +48,8 @@ def forward_without_padding(network: Network, dtype: str) -> Forward:
         if error <= TOLERANCE[dtype]:
             return packed
         log.warning("rows are padded: without padding, results differ by %.2g of their length", error)
-    packed.undo()
+    if packed is not None:
+        packed.undo()
     return padded
 
 

@@ -69,6 +69,11 @@ def _warning(dtype: Dtype, kind: str, flags: AbstractSet[str]) -> str:
     return ""
 
 
+def computes_bfloat16(flags: AbstractSet[str]) -> bool:
+    """Whether a CPU with these flags multiplies bfloat16 in hardware."""
+    return bool(_bf16_flag(flags))
+
+
 def _bf16_flag(flags: AbstractSet[str]) -> str:
     return next((flag for flag in BF16_FLAGS if flag in flags), "")
 

@@ -15,6 +15,15 @@ from qmd_remote.server.observer import SILENT, Observer
 
 log = logging.getLogger(__name__)
 
+# as torch says it for CUDA, MPS and the CPU, cuBLAS, and OpenVINO
+NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Failed to allocate",
+    "bad_alloc",
+)
+
 Outcome = Float32 | ApiError
 Attempt = Float32 | Exception  # what a forward pass came to
 
@@ -54,14 +63,15 @@ def outcomes(model: Model[Any], batch: Sequence[Prepared], observer: Observer = 
 
     Raises DeviceLost.
     """
+    return rescue(model, batch, _attempt(model, batch), observer)
+
+
+def _attempt(model: Model[Any], batch: Sequence[Prepared]) -> Attempt:
     try:
         output = model.run(batch)
     except Exception as error:  # as in `finished`
-        attempt: Attempt = failure(error)
-    else:
-        attempt = finished(model, output)
-        del output
-    return rescue(model, batch, attempt, observer)
+        return failure(error)
+    return finished(model, output)
 
 
 def rescue(model: Model[Any], batch: Sequence[Prepared], attempt: Attempt, observer: Observer) -> list[Outcome]:
@@ -69,15 +79,29 @@ def rescue(model: Model[Any], batch: Sequence[Prepared], attempt: Attempt, obser
 
     A batch that fails is split, so that an item which cannot be computed never fails its neighbours.
     """
+    if len(batch) == 1 and isinstance(attempt, Exception) and is_out_of_memory(attempt):
+        # it cannot be halved, but what was only cached, or held by the batch before it, may be all it lacked
+        observer.out_of_memory()
+        model.free()
+        attempt = _attempt(model, batch)
     if isinstance(attempt, Exception):
         return _after_failure(model, batch, attempt, observer)
     if is_good(attempt):
         return list(attempt)
-    if model.widen():
+    if _widened(model):
         log.warning("half precision gave a result that is not finite: continuing in float32")
         observer.widened()
         return outcomes(model, batch, observer)
     return [row if np.isfinite(row).all() else _not_finite() for row in attempt]
+
+
+def _widened(model: Model[Any]) -> bool:
+    try:
+        return model.widen()
+    except Exception as error:  # float32 takes twice the memory; the model is as it was
+        log.error("float32 does not fit: %s", _first_line(failure(error)))
+        model.free()
+        return False
 
 
 def _after_failure(model: Model[Any], batch: Sequence[Prepared], error: Exception, observer: Observer) -> list[Outcome]:
@@ -106,13 +130,11 @@ def _not_finite() -> ApiError:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory ran out: CUDA, MPS or the CPU allocator."""
+    """Whether `error` says that memory ran out: CUDA, MPS, the CPU's allocator or OpenVINO."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        sign in text for sign in ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    )
+    return isinstance(error, RuntimeError) and any(sign in text for sign in NO_MEMORY)
 
 
 def is_device_lost(error: BaseException) -> bool:

@@ -121,8 +121,12 @@ class BiEncoderReranker:
         self.model = model
 
     def inputs(self, query: str, documents: Sequence[str]) -> list[str]:
-        """The query, then the documents."""
-        return [query, *documents]
+        """The query, then the documents, with their prompts."""
+        prompts = self.model.prompts
+        return [
+            prompts.apply(query, prompts.query),
+            *(prompts.apply(document, prompts.document) for document in documents),
+        ]
 
     def scores(self, rows: Float32) -> Float64:
         """(1 + cosine) / 2."""

@@ -94,13 +94,13 @@ def rerank_response(found: Scores, model: str, *, top_n: int | None, documents: 
     """The answer of /v1/rerank: the best `top_n` first, equal scores in input order, with the texts if `documents`."""
     order = np.argsort(-found.scores, kind="stable")[:top_n].tolist()
     results: list[dict[str, Any]] = [
-        {"index": index, "relevance_score": score}
+        {"index": index, "relevance_score": score, "score": score}
         for index, score in zip(order, found.scores[order].tolist(), strict=True)
     ]
     if documents is not None:
         for result in results:
             result["document"] = {"text": documents[result["index"]]}
-    return json_response({"results": results, "model": model, "usage": _usage(found)})
+    return json_response({"object": "list", "results": results, "model": model, "usage": _usage(found)})
 
 
 def _usage(found: Embeddings | Scores) -> dict[str, int]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
@@ -29,7 +30,8 @@ T = TypeVar("T")
 # Bodies and answers of this size are read and written on the event loop. That takes it well under a millisecond, and a
 # thread would not free it: for that long, the interpreter lets no other thread in, and the way there and back is extra.
 INLINE_BYTES = 262_144
-RESULT_BYTES = 64  # about what a score takes in an answer, without its text
+RESULT_BYTES = 96  # about what a score takes in an answer, without its text
+MODEL_HEADER = "x-qmd-remote-model"
 
 
 class _Plain(APIRoute):
@@ -68,13 +70,15 @@ async def embeddings(request: Request) -> Response:
     async def embed() -> Embeddings:
         await engine.ready(settings.ready_wait_s)
         schemas.require_dimensions(asked.dimensions, engine.dimension)
-        return await engine.embed(asked.input)
+        schemas.require_size(len(asked.input), engine.dimension)
+        return await engine.embed(asked.input, asked.prompt_name or asked.input_type)
 
     found = await while_connected(request, embed())
     as_base64 = asked.encoding_format == "base64"
-    answer = partial(embeddings_response, found, engine.embed_id, dimensions=asked.dimensions, as_base64=as_base64)
+    name = _named(settings, asked, engine.embed_id)
+    answer = partial(embeddings_response, found, name, dimensions=asked.dimensions, as_base64=as_base64)
     size = found.vectors.nbytes * 4 // 3 if as_base64 else found.vectors.nbytes * 3
-    return await _answer(request, found, answer, size)
+    return await _answer(request, found, answer, size, engine.embed_id)
 
 
 @router.post(
@@ -95,9 +99,10 @@ async def rerank(request: Request) -> Response:
 
     found = await while_connected(request, score())
     documents = asked.documents if asked.return_documents else None
-    answer = partial(rerank_response, found, engine.rerank_id, top_n=asked.top_n, documents=documents)
+    name = _named(settings, asked, engine.rerank_id)
+    answer = partial(rerank_response, found, name, top_n=asked.top_n, documents=documents)
     size = found.scores.size * RESULT_BYTES + sum(map(len, documents or ()))
-    return await _answer(request, found, answer, size)
+    return await _answer(request, found, answer, size, engine.rerank_id)
 
 
 @router.get("/v1/models", summary="The models served", responses=_answers(schemas.ModelList))
@@ -168,7 +173,10 @@ async def livez(request: Request) -> Response:
 )
 async def metrics(request: Request) -> Response:
     """The text that Prometheus reads; docs/metrics.md describes it."""
-    render = partial(_metrics(request).render, request.headers.get("accept", ""))
+    device = request.app.state.engine.facts().get("device")
+    # here, not in the thread: a driver in trouble may never answer, and would hold one thread for each scrape
+    used = await request.app.state.gauge.read(str(device)) if device else None
+    render = partial(_metrics(request).render, request.headers.get("accept", ""), used)
     text, content_type = await _in_thread(render)
     return Response(text, media_type=content_type)
 
@@ -181,12 +189,21 @@ async def _read(request: Request, kind: type[schemas.RequestModel]) -> schemas.R
         return parse() if len(raw) <= INLINE_BYTES else await _in_thread(parse)
 
 
-async def _answer(request: Request, found: Embeddings | Scores, answer: Callable[[], Response], size: int) -> Response:
-    """What `answer` makes of `found`: about `size` bytes."""
+def _named(settings: Settings, asked: schemas.Request, real: str) -> str:
+    """What stands as `model` in the answer."""
+    return asked.model if settings.echo_model and asked.model is not None else real
+
+
+async def _answer(
+    request: Request, found: Embeddings | Scores, answer: Callable[[], Response], size: int, model: str
+) -> Response:
+    """What `answer` makes of `found`: about `size` bytes, with the real name of its `model` in a header."""
     exchange = exchange_of(request.scope)
     exchange.tokens, exchange.truncated = found.tokens, found.truncated
     with _metrics(request).stage("serialise"):
-        return answer() if size <= INLINE_BYTES else await _in_thread(answer)
+        response = answer() if size <= INLINE_BYTES else await _in_thread(answer)
+    response.headers[MODEL_HEADER] = quote(model, safe="/:@ ")
+    return response
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

@@ -36,7 +36,7 @@ class Scheduler:
         self._backlog: Backlog[Entry] = Backlog()
         self._running: list[Sequence[Entry]] = []  # batches on the device
         self._stopped: Unavailable | None = None
-        self._progress = time.monotonic()
+        self._progress = self._began = time.monotonic()
         self._budget: Budget | None = None
         self._thread: threading.Thread | None = None
 
@@ -90,6 +90,23 @@ class Scheduler:
         if self._thread is not None:
             self._thread.join(timeout)
 
+    @property
+    def working(self) -> bool:
+        """Whether the model's thread lives; after `close`, whether it is inside a batch that goes on."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def give_up(self, limit_s: float) -> None:
+        """End all work for good if the model thread has been inside one batch for `limit_s` seconds."""
+        with self._changed:
+            stuck = self._stopped is None and bool(self._running)
+            # who waited began to do so a moment before the batch did
+            stuck = stuck and time.monotonic() - max(self._began, self._progress) >= 0.9 * limit_s
+        if stuck:
+            log.critical("the model thread has not finished a batch for %g s", limit_s)
+            self._stop(Unavailable("the model failed and the server has to restart", code="failed"))
+            if self._on_lost is not None:
+                self._on_lost(TimeoutError(f"no batch was finished for {limit_s:g} s"))
+
     def _stop(self, error: Unavailable) -> None:
         with self._changed:
             if self._stopped is None:
@@ -123,6 +140,8 @@ class Scheduler:
             while self._stopped is None:
                 batch = self._backlog.take(limits)
                 if batch:
+                    if not self._running:
+                        self._began = time.monotonic()
                     self._running.append(batch)
                 if batch or not wait:
                     return batch

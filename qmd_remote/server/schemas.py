@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, field_validator
 
-from qmd_remote.errors import BadRequest
+from qmd_remote.errors import BadRequest, BodyTooLarge
 from qmd_remote.server.body import parse_object
+from qmd_remote.server.prompts import NAMES
 
 MAX_TOKEN_ID = 2**31 - 1
+MAX_NUMBERS = 2**26  # of an answer's vectors: 256 MB, and 0.8 GB of JSON
 
 _TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID}, "minItems": 1}
 _INPUT = {
@@ -101,14 +103,16 @@ def _document(item: Any, where: str) -> str:
     return text
 
 
-class _Request(BaseModel):
+class Request(BaseModel):
+    """What all requests have."""
+
     # Unknown fields are ignored: clients send the parameters of many servers.
     model_config = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = Field(None, description="Any name: the server has one model for each endpoint.")
 
 
-class EmbeddingsRequest(_Request):
+class EmbeddingsRequest(Request):
     """OpenAI's embeddings request."""
 
     model_config = ConfigDict(
@@ -124,10 +128,25 @@ class EmbeddingsRequest(_Request):
     dimensions: int | None = Field(
         None, ge=1, description="Keep the first so many values of each vector, and bring it back to length 1."
     )
+    input_type: str | None = Field(
+        None,
+        json_schema_extra={"enum": [*NAMES, None]},
+        description="What texts without a prefix are: query, document, passage, search_query or search_document.",
+    )
+    prompt_name: str | None = Field(
+        None, description="The prompt for texts without a prefix, by name: query, document, or one of the model's own."
+    )
     user: str | None = Field(None, description="Ignored.")
 
+    @field_validator("input_type")
+    @classmethod
+    def _is_known(cls, value: str | None) -> str | None:
+        if value is not None and value not in NAMES:
+            raise BadRequest(f"'input_type' must be one of: {', '.join(NAMES)}", param="input_type")
+        return value
 
-class RerankRequest(_Request):
+
+class RerankRequest(Request):
     """Jina's and Cohere's rerank request."""
 
     model_config = ConfigDict(
@@ -144,7 +163,7 @@ class RerankRequest(_Request):
     return_documents: bool | None = Field(None, description="Put each document's text into its result.")
 
 
-RequestModel = TypeVar("RequestModel", bound=_Request)
+RequestModel = TypeVar("RequestModel", bound=Request)
 
 
 def parse(kind: type[RequestModel], raw: bytes) -> RequestModel:
@@ -177,6 +196,14 @@ def require_dimensions(asked: int | None, dimension: int | None) -> None:
         raise BadRequest(f"'dimensions' must be at most {dimension}, the model's own dimension", param="dimensions")
 
 
+def require_size(texts: int, dimension: int | None) -> None:
+    """Raise BodyTooLarge when the answer would take more memory than a request may: MAX_NUMBERS in all."""
+    if dimension and texts * dimension > MAX_NUMBERS:
+        raise BodyTooLarge(
+            f"{texts} vectors are too much for one answer: send at most {MAX_NUMBERS // dimension} texts"
+        )
+
+
 class Usage(BaseModel):
     """Tokens that the model read."""
 
@@ -194,7 +221,7 @@ class Embedding(BaseModel):
 
 
 class EmbeddingsResponse(BaseModel):
-    """OpenAI's embeddings response; `model` is the model that made the vectors, whatever the request named."""
+    """OpenAI's embeddings response; `model` is the model that made the vectors, or the requested name if so set."""
 
     object: Literal["list"]
     data: list[Embedding]
@@ -213,12 +240,14 @@ class RerankResult(BaseModel):
 
     index: int = Field(description="Position of the document.")
     relevance_score: float = Field(ge=0, le=1)
+    score: float = Field(ge=0, le=1, description="The same, for clients that read it by this name.")
     document: DocumentText | None = Field(None, description="With return_documents only.")
 
 
 class RerankResponse(BaseModel):
     """The documents, best first; equal scores keep the order of the request."""
 
+    object: Literal["list"]
     results: list[RerankResult]
     model: str
     usage: Usage

@@ -17,6 +17,8 @@ from qmd_remote import logbook, paths, services
 from qmd_remote.errors import ConfigError
 from qmd_remote.reach import is_loopback, require_safe_bind, server_tls, trusting
 from qmd_remote.reception import refuse_waiting, turn_away
+from qmd_remote.server import orphans
+from qmd_remote.server.orphans import Orphans
 from qmd_remote.settings import Settings
 from qmd_remote.supervision import Child, Supervisor, answers_ok, listen, python_module
 
@@ -45,15 +47,16 @@ def serve(settings: Settings, *, managed: bool = False, as_json: bool = False) -
     listener = listen(settings.host, settings.port, holder=services.port_holder)
     url = dataclasses.replace(settings, port=listener.getsockname()[1]).url
     log.info("embed server on %s", url)
+    kept = Orphans(listener) if orphans.possible(tls=tls is not None) else None
     child = Child(
         name="embed worker",
         argv=python_module("qmd_remote.server.worker", str(listener.fileno()), "--json" if as_json else "--text"),
-        env={**os.environ, **settings.to_env()},
+        env={**os.environ, **settings.to_env(), **(kept.env if kept else {})},
         ready=_probe(url, settings.tls_cert),
-        pass_fds=[listener.fileno()],
+        pass_fds=[listener.fileno(), *([kept.fd] if kept else [])],
         grace_s=settings.shutdown_limit_s + TIDY_UP_S,
     )
-    supervisor = Supervisor(child, book=book)
+    supervisor = Supervisor(child, book=book, after_crash=kept.adopt if kept else None)
     with ExitStack() as stack:
         stack.enter_context(supervisor.wish.heeded())
         stack.enter_context(listener)
@@ -61,12 +64,16 @@ def serve(settings: Settings, *, managed: bool = False, as_json: bool = False) -
             stack.enter_context(
                 services.registered(services.EMBED, settings, url=url, model=settings.embed_model, program="qmd-remote")
             )
-        return asyncio.run(_supervise(supervisor, listener, tls))
+        return asyncio.run(_supervise(supervisor, listener, tls, kept))
 
 
-async def _supervise(supervisor: Supervisor, listener: socket.socket, tls: ssl.SSLContext | None) -> int:
+async def _supervise(
+    supervisor: Supervisor, listener: socket.socket, tls: ssl.SSLContext | None, kept: Orphans | None
+) -> int:
+    if kept:
+        kept.open()
     code = await supervisor.run(lambda delay: turn_away(listener, delay, WHAT, tls))
-    await refuse_waiting(listener, WHAT, tls)
+    await asyncio.gather(refuse_waiting(listener, WHAT, tls), *([kept.close()] if kept else []))
     return code
 
 

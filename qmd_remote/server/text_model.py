@@ -105,7 +105,7 @@ class TextModel(ABC, Generic[Input]):
         try:
             return self._encode(items)
         except BaseException as error:  # tokenizers written in Rust panic with a class that is no Exception
-            if isinstance(error, KeyboardInterrupt | SystemExit):
+            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):  # none says anything of the text
                 raise
             if len(items) > 1:
                 return [one for item in items for one in self._encode_safely([item])]
@@ -119,7 +119,11 @@ class TextModel(ABC, Generic[Input]):
 
 
 def _bound_length(network: BaseModel) -> None:
-    """Keep texts within the positions the network really has; a tokenizer may promise more, or no limit at all."""
+    """Keep texts within the positions the network really has; a tokenizer may promise more, or no limit at all.
+
+    Rotary frequencies that follow the longest row of a batch would let a vector depend on other callers' texts: there
+    the limit is the length up to which they stay the same.
+    """
     limits = [network.max_seq_length or LONGEST]
     if limits[0] > 1_000_000:  # transformers' way to say "not set"
         limits[0] = LONGEST
@@ -129,6 +133,9 @@ def _bound_length(network: BaseModel) -> None:
         if isinstance(rows, int):
             # RoBERTa's family counts positions from padding_idx + 1
             limits.append(rows - (padding + 1 if isinstance(padding, int) else 0))
+        fixed_up_to = getattr(module, "original_max_seq_len", None)
+        if "dynamic" in str(getattr(module, "rope_type", "")) and isinstance(fixed_up_to, int):
+            limits.append(fixed_up_to)
     network.max_seq_length = min(limits)
 
 

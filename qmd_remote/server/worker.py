@@ -20,8 +20,10 @@ from qmd_remote import logbook, reach
 from qmd_remote import settings as settings_module
 from qmd_remote.errors import QmdRemoteError
 from qmd_remote.output import Output
+from qmd_remote.server import safekeeping
 from qmd_remote.server.app import create_app
 from qmd_remote.server.draining import Draining, DrainingServer, Gate
+from qmd_remote.server.safekeeping import Safekeeping
 from qmd_remote.settings import Settings
 
 # longer than the idle time-outs of HTTP clients, so that the client closes first and never meets a reset
@@ -39,8 +41,11 @@ def main(argv: list[str]) -> int:
         app = create_app(settings)
     except QmdRemoteError as error:
         return out.fail(error)
-    # the innermost one: refusals are counted, logged, and given to those with a key only, as other answers
+    # behind all others: refusals are counted, logged, and given to those with a key only, as other answers
     app.user_middleware.append(Middleware(Draining, gate=gate))
+    safe = safekeeping.inherited()
+    if safe:
+        app.user_middleware.append(Middleware(Safekeeping, safe=safe))
     config = uvicorn.Config(
         app,
         access_log=False,
@@ -49,6 +54,9 @@ def main(argv: list[str]) -> int:
         log_config=None,
         **_tls(settings),
     )
+    if safe:
+        config.load()
+        config.http_protocol_class = safekeeping.introducing(config.http_protocol_class)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=logbook.line_format())
     logging.getLogger("httpx").setLevel(logging.WARNING)  # the access log has a line for each already
     engine = app.state.engine
@@ -60,9 +68,10 @@ def main(argv: list[str]) -> int:
 
     engine.on_settled(settled)
     server.run(sockets=[listener])
-    if server.cut_short:
-        _leave()
-    return out.fail(engine.failure) if engine.failure else 0
+    code = out.fail(engine.failure) if engine.failure else 0
+    if server.cut_short or engine.working:
+        _leave(0 if server.cut_short else code)
+    return code
 
 
 def _tls(settings: Settings) -> dict[str, Any]:
@@ -74,11 +83,11 @@ def _tls(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _leave() -> None:
-    """End at once, with 0: an orderly end would wait for the threads of a download that nobody wants any more."""
+def _leave(code: int) -> None:
+    """End at once: an orderly end would wait for threads that nobody waits for, in a download or inside the model."""
     logging.shutdown()
     sys.stdout.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ class FakeEngine:
         if self.state != "ready":
             raise Unavailable("the models are still loading", code="loading", retry_after=5)
 
-    async def embed(self, inputs: Sequence[str | Sequence[int]]) -> Embeddings:
+    async def embed(self, inputs: Sequence[str | Sequence[int]], prompt_name: str | None = None) -> Embeddings:
         await self._work()
         rows = np.stack([self._vector(str(item)) for item in inputs])
         return Embeddings(vectors=rows, tokens=sum(len(item) for item in inputs))

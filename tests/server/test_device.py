@@ -75,7 +75,7 @@ def test_openvino_asked_and_absent_says_how_to_install_it():
     """Nothing else is taken in its place."""
     with pytest.raises(ExtraMissing) as caught:
         choose("cpu", CPU_ONLY, backend="openvino")
-    assert "qmd-remote[openvino]" in caught.value.hint
+    assert "qmd-remote[server,openvino]" in caught.value.hint
 
 
 def test_unknown_backend_is_a_wrong_setting():

@@ -76,11 +76,11 @@ def test_health_tells_whether_there_is_generation(serve, service):
     """On or off, and the model where it is known; a stranger is told nothing of it."""
     assert {"model": None, "state": "off"} == serve().http.get("/health").json()["generation"]
     ours = serve(generation_engine="process", generation_model="own/llm")
-    assert {"model": "own/llm", "state": "on"} == ours.http.get("/health").json()["generation"]
+    assert {"model": "own/llm", "state": "on", "expansions": "on"} == ours.http.get("/health").json()["generation"]
     theirs = behind(serve, service.url)
-    assert {"model": None, "state": "on"} == theirs.http.get("/health").json()["generation"]
+    assert {"model": None, "state": "on", "expansions": "on"} == theirs.http.get("/health").json()["generation"]
     theirs.http.get("/v1/models")
-    assert {"model": "some/other", "state": "on"} == theirs.http.get("/health").json()["generation"]
+    assert {"model": "some/other", "state": "on", "expansions": "on"} == theirs.http.get("/health").json()["generation"]
     assert {"embed", "rerank"} == set(theirs.http.get("/health").json()["models"])
     assert "generation" not in serve(api_key=KEY).http.get("/health").json()
 

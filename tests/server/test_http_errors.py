@@ -118,11 +118,11 @@ def test_a_body_at_the_limit_is_taken(server):
 
 def test_an_unknown_path_is_a_404_that_names_the_paths(server):
     """A wrong base URL shows itself: the message lists what there is."""
-    answer = server.http.post("/v1/v1/embeddings", json={"input": "a"})
+    answer = server.http.post("/v1/v1/v1/embeddings", json={"input": "a"})
     assert answer.status_code == 404
     error = error_of(answer)
     assert error["code"] == "not_found"
-    for path in ("/v1/v1/embeddings", "POST /v1/embeddings", "POST /v1/rerank", "GET /v1/models", "GET /health"):
+    for path in ("/v1/v1/v1/embeddings", "POST /v1/embeddings", "POST /v1/rerank", "GET /v1/models", "GET /health"):
         assert path in error["message"]
 
 

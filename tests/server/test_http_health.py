@@ -150,7 +150,10 @@ def test_the_documentation_describes_requests_and_answers(serve):
     ours = {"/v1/embeddings", "/v1/rerank", "/v1/models", "/health", "/livez", "/metrics"}
     assert set(paths) == ours | {"/v1/chat/completions", "/v1/completions"}
     for path, fields in (
-        ("/v1/embeddings", {"input", "model", "encoding_format", "dimensions", "user"}),
+        (
+            "/v1/embeddings",
+            {"input", "model", "encoding_format", "dimensions", "input_type", "prompt_name", "user"},
+        ),
         ("/v1/rerank", {"query", "documents", "model", "top_n", "return_documents"}),
     ):
         operation = paths[path]["post"]

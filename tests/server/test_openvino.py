@@ -211,12 +211,18 @@ def test_second_start_does_not_convert(bert, kept, conversions):
     assert distance(found, expected) < LEAST
 
 
-def test_changed_model_is_converted_anew(tmp_path):
-    """Other weights in the same folder are not computed with the old ones, and only their conversion stays on disk."""
+@pytest.mark.parametrize("times", ["new", "kept"])
+def test_changed_model_is_converted_anew(times, tmp_path):
+    """Other weights in the same folder are not computed with the old ones, and only their conversion stays on disk.
+
+    Images and archives may give all files one time, and the weights of an architecture have one size.
+    """
     cache, folder = tmp_path / "cache", tiny.save_encoder(tmp_path / "model", "bert", seed=1)
     Loaded(folder).openvino(cache)
-    before = entries(cache)
+    before, modified = entries(cache), {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     tiny.save_encoder(folder, "bert", seed=2)
+    for file, moment in modified.items() if times == "kept" else ():
+        os.utime(file, ns=(moment, moment))
     loaded = Loaded(folder)
     rows = [item.row for item in loaded.model.prepare(tiny.TEXTS)]
     expected = loaded.model.forward.fetch(loaded.model.forward.run(rows))
@@ -260,8 +266,10 @@ def test_snapshots_of_one_model_share_a_place(converted, tmp_path):
         lambda place: (place / "model.bin").unlink(),
         lambda place: (place / "model.xml").write_text("<net"),
         lambda place: (place / "model.xml").unlink(),
+        lambda place: flip(place / "model.bin"),
+        lambda place: (place / "checksum").unlink(),
     ],
-    ids=["cut", "no weights", "no XML", "no graph"],
+    ids=["cut", "no weights", "no XML", "no graph", "one byte", "no checksum"],
 )
 def test_conversion_that_cannot_be_read_is_none(damage, kept, caplog):
     """A damaged conversion counts as none, with a warning."""
@@ -272,6 +280,13 @@ def test_conversion_that_cannot_be_read_is_none(damage, kept, caplog):
     assert place.read(runtime().Core()) is None
 
     assert "made again" in caplog.text
+
+
+def flip(file: Path) -> None:
+    """Change one byte in the middle of a file."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
 
 
 def _there(place: ConvertedModel) -> Path:

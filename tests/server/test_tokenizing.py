@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from qmd_remote.server.embedder import Embedder
-from qmd_remote.server.fast_tokens import FastPairs, FastTexts
+from qmd_remote.server.fast_tokens import FastPairs, FastTexts, bare_ids, heads
 from qmd_remote.server.forward import PaddedForward
 from qmd_remote.server.model import Prepared
 from qmd_remote.server.reranker import CrossEncoderModel
@@ -97,6 +97,43 @@ def test_any_text_is_tokenised_as_the_library_does(one, texts):
     """Whatever characters a text has."""
     texts = [scrub(text) for text in texts]
     assert library(one, texts) == rows(one.prepare(texts))
+
+
+def very_long() -> list[str]:
+    """Texts that are far longer than any room: prose, no blank, nothing but blanks, few tokens at the beginning."""
+    prose = " ".join(TEXTS)
+    whole = 40_000
+    return [
+        (prose * (whole // len(prose) + 1))[:whole],
+        "x" * whole,
+        "fox " + " " * whole + "cat",
+        "  " * whole + prose * 20,
+        ("x" * 3000 + " ") * 20,
+        "東京は日本の首都です。" * (whole // 11),
+        "\n".join(tiny.CORPUS) * 200,
+    ]
+
+
+def test_a_very_long_text_is_cut_as_the_library_cuts_it(one):
+    """Of a text that is far too long only the beginning is tokenised, which changes no row."""
+    found = one.prepare(very_long())
+    assert library(one, very_long()) == rows(found)
+    assert found[0].truncated
+
+
+def test_only_the_beginning_of_a_very_long_text_is_tokenised(one):
+    """More ids than there is room for, and far fewer than the text has; of texts without blanks all."""
+    backend = one._network.tokenizer.backend_tokenizer
+    found, whole = heads(backend, very_long(), 16), bare_ids(backend, very_long())
+    assert all(len(ids) >= min(16, len(other)) for ids, other in zip(found, whole, strict=True))
+    assert 16 < len(found[0]) < len(whole[0]) / 10
+    assert found[1] == whole[1]
+
+
+def test_a_very_long_document_is_cut_as_the_library_cuts_it(pairs):
+    """The same behind a query."""
+    items = [(tiny.QUERY, text) for text in very_long()]
+    assert library(pairs, items, truncation="only_second") == rows(pairs.prepare(items))
 
 
 def test_prompt_and_lower_casing_count_in_the_fast_way_too(tmp_path):

@@ -247,8 +247,11 @@ def until(true: Callable[[], bool], limit_s: float = 60) -> None:
 
 @contextmanager
 def loaded(embed: Path | str, rerank: Path | str, **settings: Any) -> Iterator[Engine]:
-    """An engine that is ready, on the CPU; with torch in float32, whatever this machine has, unless settings say so."""
-    plain = {"device": "cpu", "backend": "torch", "dtype": "float32"}
+    """An engine that is ready, on the CPU; with torch in float32, whatever this machine has, unless settings say so.
+
+    Its texts get no prompts, so that they are those that the libraries are given beside it.
+    """
+    plain = {"device": "cpu", "backend": "torch", "dtype": "float32", "prompts": False}
     engine = Engine(Settings(embed_model=str(embed), rerank_model=str(rerank), **{**plain, **settings}))
     engine.start()
     try:

@@ -1,0 +1,138 @@
+"""Which requests for generation are query expansions of a QMD client, and how they are put to an engine. Pure.
+
+Conservative: what is not surely an expansion, with a query that is surely read from it, is none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from qmd_remote.expansion import NO_THINK, SYSTEM_PROMPT
+
+Shape = Literal["chat", "text"]
+
+LABELS = ("lex:", "vec:", "hyde:")
+MAX_PROMPT = 8000  # characters; the clients' own are below 2,000
+MAX_QUERY = 4000  # of a request without NO_THINK; nobody types more into a search
+
+# what makes an answer take another form than lines of text; a request with one of them asks for that form
+OTHER_FORMS = frozenset(
+    {"tools", "functions", "response_format", "logprobs", "top_logprobs", "prompt_logprobs", "echo", "suffix"}
+    | {"structured_outputs", "guided_regex", "guided_json", "guided_choice", "guided_grammar", "grammar", "regex"}
+    | {"json_schema", "audio", "modalities", "continue_final_message", "return_token_ids", "use_beam_search"}
+)
+ONE_ANSWER = frozenset({"n", "best_of"})
+
+_EXPAND = re.compile(r"Expand this search query:\s*(\S.*)", re.DOTALL)
+_QUERY_LINE = re.compile(r"(?i)(?:^|\b)query[ \t]*:[ \t]*(\S.*)$")
+_NO_THINK = re.compile(r"/no_think\b[ \t]*")
+_TURN_END = re.compile(r"<\|.*", re.DOTALL)
+# Qwen3's later ones, which do not think at all, read it as text
+_KNOWS_NO_THINK = re.compile(r"(?i)qwen3[-_](?!.*2507)|qmd-query-expansion")
+
+
+def query_of(shape: Shape, request: Mapping[str, Any]) -> str:
+    """The query that a request asks to expand; empty where it is no expansion, or one of another form."""
+    if any(request.get(name) for name in OTHER_FORMS) or any(request.get(name) not in (None, 1) for name in ONE_ANSWER):
+        return ""
+    if shape == "text":
+        prompt = request.get("prompt")
+        return _in_prompt(prompt) if isinstance(prompt, str) else ""
+    turns = _turns(request.get("messages"))
+    if not turns or len(turns) > 2 or turns[-1][0] != "user" or any(role not in _SYSTEM for role, _ in turns[:-1]):
+        return ""
+    return _in_prompt(turns[0][1]) if len(turns) == 1 else _in_turns(turns[0][1], turns[1][1])
+
+
+def rewritten(shape: Shape, request: Mapping[str, Any], model: str, *, thinking_off: bool) -> dict[str, Any]:
+    """The request as `model` should get it; its sampling stays. It is never a stream: a repair needs the whole answer.
+
+    With `thinking_off` a chat's template is told not to let the model think, which templates that know of no thinking
+    pass over. Without it, NO_THINK stays for the models that know it. A chat that names no labels is told of them.
+    """
+    kept = {name: value for name, value in request.items() if name not in {"stream", "stream_options"}}
+    if model:
+        kept["model"] = model
+    strip = not _KNOWS_NO_THINK.search(model)
+    if shape == "text":
+        kept["prompt"] = _stripped(request["prompt"]) if strip else request["prompt"]
+        return kept
+    messages = [dict(turn) for turn in request["messages"]]
+    if strip:
+        messages[-1]["content"] = _stripped(messages[-1]["content"])
+    if not _labelled("\n".join(turn["content"] for turn in messages)):
+        messages = [{"role": "system", "content": SYSTEM_PROMPT}, messages[-1]]
+    if thinking_off:
+        theirs = request.get("chat_template_kwargs")
+        kept["chat_template_kwargs"] = {"enable_thinking": False, **(theirs if isinstance(theirs, dict) else {})}
+    return {**kept, "messages": messages}
+
+
+_SYSTEM = frozenset({"system", "developer"})
+
+
+def _turns(messages: Any) -> list[tuple[str, str]]:
+    """(role, text) of each message; none where one of them is more than that."""
+    if not isinstance(messages, list) or len(messages) > 2:
+        return []
+    found = []
+    for message in messages:
+        if not isinstance(message, dict) or set(message) - {"role", "content"}:
+            return []
+        role, text = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not isinstance(text, str):
+            return []
+        found.append((role, text))
+    return found
+
+
+def _in_turns(system: str, user: str) -> str:
+    """A chat with instructions: these name the labels, or the user's part is what the clients of one family send."""
+    unthinking = "/no_think" in user
+    text = _stripped(user).strip()
+    wanted = _EXPAND.match(text)
+    if len(system) > MAX_PROMPT or not (_labelled(system) or (unthinking and wanted)):
+        return ""
+    if wanted:
+        return wanted[1].strip()
+    if unthinking:
+        return text
+    # a person may ask a model about QMD with its documentation as instructions; those speak of a query to be expanded
+    if not re.search(r"(?i)\bquer(?:y|ies)\b", system) or not re.search(r"(?i)\b(?:expan|rewrit|rephras)", system):
+        return ""
+    label = _QUERY_LINE.match(text)
+    return (label[1] if label else text).strip() if len(text) <= MAX_QUERY else ""
+
+
+def _in_prompt(prompt: str) -> str:
+    """One text that holds the instructions, if there are any, and the query."""
+    if len(prompt) > MAX_PROMPT:
+        return ""
+    wanted = _EXPAND.search(prompt)
+    if wanted and "/no_think" in prompt and not _labelled(prompt):
+        return _before_turn_end(wanted[1])
+    if not _labelled(prompt):
+        return ""
+    if "/no_think" in prompt and not wanted and prompt.count("/no_think") == 1:
+        return _before_turn_end(prompt.partition("/no_think")[2])
+    lines = [found[1] for found in map(_QUERY_LINE.search, prompt.splitlines()) if found]
+    return _before_turn_end(lines[-1]) if lines else ""
+
+
+def _before_turn_end(text: str) -> str:
+    """What stands before the mark by which chat templates end a turn, or before an empty line."""
+    return re.split(r"\n\s*\n", _TURN_END.sub("", text).strip())[0].strip().strip('"')
+
+
+def _labelled(text: str) -> bool:
+    return all(label in text for label in LABELS)
+
+
+def _stripped(text: str) -> str:
+    """Without NO_THINK, wherever it stands."""
+    word = NO_THINK.strip()
+    if word not in text:
+        return text
+    return _NO_THINK.sub("", text.rstrip().removesuffix(word).rstrip() if text.rstrip().endswith(word) else text)

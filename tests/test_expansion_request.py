@@ -1,0 +1,141 @@
+"""Which requests are expansions of QMD's clients, and what an engine gets instead of them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmd_remote.expansion import SAMPLING, SYSTEM_PROMPT, chat_body
+from qmd_remote.expansion_request import OTHER_FORMS, query_of, rewritten
+
+QUERY = "renew my passport"
+ASKS = "Expand the query. Answer with lines that begin with lex:, vec: or hyde:."
+
+
+def chat(*texts, **more):
+    """A chat: instructions, if there are two texts, and the user's part."""
+    roles = ["system", "user"][-len(texts) :]
+    turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    return {"model": "m", "messages": turns, **more}
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        chat_body("m", QUERY),
+        chat(ASKS, f"/no_think {QUERY}", stream=True),
+        chat(ASKS, QUERY, n=1, tools=[]),
+        chat(ASKS, f"Query: {QUERY}"),
+        chat(ASKS, f"{QUERY} /no_think"),
+        chat(f"/no_think Expand this search query: {QUERY}"),
+        chat("You are helpful.", f"/no_think Expand this search query: {QUERY}"),
+        chat(f"{ASKS}\n\nQuery: {QUERY}"),
+        chat(f"{ASKS}\n/no_think {QUERY}"),
+    ],
+)
+def test_the_clients_chats_are_recognised(request_):
+    """Whichever family sends it, the query is read from it."""
+    assert QUERY == query_of("chat", request_)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        f"/no_think Expand this search query: {QUERY}",
+        f"{ASKS}\nQuery: dogs\nlex: pets\nQuery: {QUERY}\n",
+        f'{ASKS}\nThe search query: "{QUERY}"\nOutput:',
+        f"<|im_start|>system\n{ASKS}<|im_end|>\n<|im_start|>user\n/no_think {QUERY}<|im_end|>\n<|im_start|>assistant\n",
+        f"<|im_start|>user\n/no_think Expand this search query: {QUERY}<|im_end|>\n<|im_start|>assistant\n",
+    ],
+)
+def test_their_prompts_are_recognised(prompt):
+    """As a text to be completed, with a chat's marks or without."""
+    assert QUERY == query_of("text", {"prompt": prompt})
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"messages": None},
+        {"messages": [3]},
+        chat("/no_think What is the capital of France?"),
+        chat("You are helpful.", "/no_think What is tea?"),
+        chat("Expand this search query: tea"),
+        chat("What do lex:, vec: and hyde: mean?"),
+        chat("QMD's documentation: lines begin with lex:, vec: or hyde:.", "How is that read?"),
+        chat(ASKS, ""),
+        chat(ASKS, "/no_think "),
+        chat(ASKS, [{"type": "text", "text": QUERY}]),
+        {"messages": [*chat(ASKS, QUERY)["messages"], {"role": "assistant", "content": "lex: a"}]},
+        {"messages": [{"role": "user", "content": ASKS}, {"role": "assistant", "content": "yes"}]},
+        {"messages": [*chat(ASKS, QUERY)["messages"], {"role": "user", "content": "more"}]},
+        chat(ASKS, QUERY, n=2),
+        chat(ASKS, QUERY, tools=[{"type": "function"}]),
+        chat(ASKS, QUERY, response_format={"type": "json_object"}),
+        chat(ASKS, QUERY, structured_outputs={"regex": "a"}),
+    ],
+)
+def test_other_chats_are_not(request_):
+    """A chat that only resembles one, or wants another form of answer, is none."""
+    assert "" == query_of("chat", request_)
+
+
+def test_other_prompts_are_not():
+    """Nor are texts without labels, without a query, or of another kind."""
+    for prompt in ("Notes about", "/no_think tea", ASKS, f"{ASKS}\nAnswer:", [f"/no_think {QUERY}"], None, "x" * 9000):
+        assert "" == query_of("text", {"prompt": prompt})
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.sampled_from([ASKS, "/no_think a", "user"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content"]), inner),
+    max_leaves=9,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["messages", "prompt", "n", "stream", *sorted(OTHER_FORMS)]), anything))
+def test_recognition_takes_any_object(request_):
+    """Whatever a request holds, it is looked at without an error, and what is recognised can be rewritten."""
+    for shape in ("chat", "text"):
+        if query_of(shape, request_):
+            rewritten(shape, request_, "m", thinking_off=True)
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen2.5-3B-Instruct", "google/gemma-3-4b-it", "Qwen/Qwen3-4B-Instruct-2507"])
+def test_a_model_that_does_not_know_no_think_does_not_get_it(model):
+    """The words for Qwen3 are text to others; sampling and all else stay."""
+    sent = rewritten("chat", chat_body("asked", QUERY) | {"seed": 3}, model, thinking_off=False)
+    assert QUERY == sent["messages"][-1]["content"]
+    assert SYSTEM_PROMPT == sent["messages"][0]["content"]
+    assert {"model": model, "seed": 3, **SAMPLING} == {name: sent[name] for name in sent if name != "messages"}
+    last = rewritten("chat", chat(ASKS, f"{QUERY} /no_think"), model, thinking_off=False)["messages"][-1]
+    assert QUERY == last["content"]
+    assert "a: b" == rewritten("text", {"prompt": "/no_think a: b"}, model, thinking_off=True)["prompt"]
+
+
+def test_many_spaces_are_read_in_time():
+    """Reading takes time in proportion to the request: this one would take hours otherwise."""
+    assert "a" == query_of("chat", chat(ASKS, f"/no_think {' ' * 60_000}a"))
+    assert "" == query_of("chat", chat(ASKS, f"{' ' * 60_000}/no_think"))
+
+
+def test_qwen3_gets_it_and_a_template_is_told():
+    """Both ways to turn thinking off; what the client tells the template wins."""
+    asked = chat_body("asked", QUERY)
+    sent = rewritten("chat", asked, "Qwen/Qwen3-1.7B", thinking_off=True)
+    assert asked["messages"] == sent["messages"]
+    assert {"enable_thinking": False} == sent["chat_template_kwargs"]
+    asked["chat_template_kwargs"] = {"enable_thinking": True, "a": 1}
+    assert asked["chat_template_kwargs"] == rewritten("chat", asked, "m", thinking_off=True)["chat_template_kwargs"]
+    assert "/no_think x" == rewritten("text", {"prompt": "/no_think x"}, "qwen3-0.6b", thinking_off=True)["prompt"]
+
+
+def test_a_chat_that_names_no_labels_is_told_of_them():
+    """A model that was not trained for it cannot know the form."""
+    request_ = chat(f"/no_think Expand this search query: {QUERY}", stream=True, stream_options={})
+    sent = rewritten("chat", request_, "m", thinking_off=False)
+    assert [SYSTEM_PROMPT, f"Expand this search query: {QUERY}"] == [turn["content"] for turn in sent["messages"]]
+    assert {"model", "messages"} == set(sent)
+    assert 1 == len(request_["messages"])
