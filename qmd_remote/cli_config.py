@@ -9,15 +9,39 @@ import typer
 
 from qmd_remote import options, paths
 from qmd_remote.cli_run import new_app, run
-from qmd_remote.errors import ConfigError
+from qmd_remote.errors import ConfigError, UsageError
 from qmd_remote.output import Output
 
 if TYPE_CHECKING:
+    from qmd_remote.client.families import Family
     from qmd_remote.client.qmd_config import Change
+    from qmd_remote.config_files import ConfigFile
 
+
+def complete_client(incomplete: str) -> list[tuple[str, str]]:
+    """Families of QMD's clients, with what they are, for the shell's completion."""
+    from qmd_remote.client.families import names
+
+    return [(name, about) for name, about in names() if name.startswith(incomplete)]
+
+
+Client = Annotated[
+    str | None,
+    typer.Option(
+        "--client",
+        metavar="FAMILY",
+        help="Family of QMD's clients, e.g. api-urls or pr705 [chronologos].",
+        autocompletion=complete_client,
+    ),
+]
+OpenClawAgent = Annotated[
+    str | None, typer.Option("--openclaw-agent", metavar="ID|all", help="The file of an agent of OpenClaw, or of all.")
+]
 Diff = Annotated[bool, typer.Option("--diff", help="Show what changes.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change; write nothing.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Look at the file only; ask no service.")]
+
+ALL = "all"  # of OpenClaw's agents
 
 app = new_app(help="Write, check, edit and remove the remote: block of QMD's index.yml.")
 
@@ -31,6 +55,11 @@ def write(
     api_key_literal: Annotated[
         bool, typer.Option("--api-key-literal", help="Copy the key itself into the file (mode 0600), not a reference.")
     ] = False,
+    client: Client = None,
+    print_env: Annotated[
+        bool, typer.Option("--print-env", help="Print the client's variables for a shell; write nothing.")
+    ] = False,
+    openclaw_agent: OpenClawAgent = None,
     index: options.Index = "index",
     file: options.File = None,
     diff: Diff = False,
@@ -40,41 +69,46 @@ def write(
 ) -> None:
     """Write the remote: block of QMD's index.yml; not one byte outside that block changes.
 
-    Without URLs, those of the services that run here are written; where none runs, those in the file stay.
+    Without URLs, those of the services that run here are written; where none runs, those in the file stay. Forks of QMD
+    that are told their server in another way are named with --client (docs/clients.md).
 
     \b
     Examples:
       qmd-remote config write --diff
-      qmd-remote config write --embed-url http://spark:8001 --generation-url http://spark:8000
-      qmd-remote config write --embed-url http://spark:8001 --generation-url http://spark:8000 --api-key-env SPARK_KEY
+      qmd-remote config write --url http://spark:8001 --api-key-env SPARK_KEY
       qmd-remote config write --index work --dry-run
+      qmd-remote config write --client pr705 --url http://spark:8001
+      qmd-remote config write --client pr575 --url http://spark:8001 --print-env
+      qmd-remote config write --openclaw-agent all --url http://spark:8001
     """
     out = Output("config write", as_json=as_json, quiet=quiet, again=options.again(file, index))
 
     def body() -> int:
-        from qmd_remote.client import qmd_config
-        from qmd_remote.config_flow import wanted_block
+        from qmd_remote import config_clients
 
-        path = file or paths.qmd_config_file(index)
-        wanted = wanted_block(
-            out,
+        family = config_clients.family_of(client)
+        given = config_clients.Given(
             url=url,
             embed_url=embed_url,
             generation_url=generation_url,
             key_variable=api_key_env,
             literal=api_key_literal,
-            there=qmd_config.read(path),
         )
-        change = qmd_config.plan_write(path, wanted)
-        if not dry_run:
-            change = qmd_config.apply(change)
-        return _told(out, change, diff=diff, dry_run=dry_run)
+        if print_env:
+            if file or openclaw_agent or api_key_literal:
+                raise UsageError("--print-env writes no file and prints no key", hint="leave the other options out")
+            return config_clients.print_env(out, family, given)
+        files = _files(out, client, file=file, index=index, agent=openclaw_agent)
+        changes = config_clients.plan_write(out, family, files, given)
+        return _applied(out, changes, family, diff=diff, dry_run=dry_run, several=openclaw_agent == ALL)
 
     run(out, body)
 
 
 @app.command(short_help="Take the remote: block out of QMD's index.yml.")
 def remove(
+    client: Client = None,
+    openclaw_agent: OpenClawAgent = None,
     index: options.Index = "index",
     file: options.File = None,
     diff: Diff = False,
@@ -88,47 +122,46 @@ def remove(
     Examples:
       qmd-remote config remove --diff
       qmd-remote config remove --index work --dry-run
+      qmd-remote config remove --client pr705
     """
     out = Output("config remove", as_json=as_json, quiet=quiet, again=options.again(file, index))
 
     def body() -> int:
-        from qmd_remote.client import qmd_config
+        from qmd_remote import config_clients
 
-        change = qmd_config.plan_remove(file or paths.qmd_config_file(index))
-        if not dry_run:
-            change = qmd_config.apply(change)
-        return _told(out, change, diff=diff, dry_run=dry_run)
+        family = config_clients.family_of(client)
+        files = _files(out, client, file=file, index=index, agent=openclaw_agent)
+        changes = config_clients.plan_remove(family, files)
+        return _applied(out, changes, family, diff=diff, dry_run=dry_run, several=openclaw_agent == ALL)
 
     run(out, body)
 
 
-def _told(out: Output, change: Change, *, diff: bool, dry_run: bool) -> int:
-    """Say what became of a change."""
-    if diff or dry_run:
-        out.raw(change.diff)
-    if not change.changed and change.wanted is None:
-        out.note(f"{change.path} has no remote: block; nothing to remove")
-    elif not change.changed:
-        out.note(f"{change.path} is as it should be; nothing to write")
-    elif dry_run:
-        out.note(f"{change.path} was not written (--dry-run)")
-    else:
-        out.note(f"{change.path} written" + (f"; the old file is {change.backup}" if change.backup else ""))
-        out.note("next: qmd-remote test" if change.wanted else "QMD uses its local models now")
-    return out.finish(
-        {
-            "path": change.path,
-            "changed": change.changed,
-            "created": change.created,
-            "written": change.changed and not dry_run,
-            "backup": change.backup,
-            "diff": change.diff,
-        }
-    )
+def _files(out: Output, client: str | None, *, file: Path | None, index: str, agent: str | None) -> list[ConfigFile]:
+    """The files that are meant; hints repeat the one of an agent."""
+    from qmd_remote import config_files
+
+    found = config_files.find(client, file=file, index=index, agent=agent)
+    if agent and len(found) == 1:
+        out.again = found[0].again
+    return found
+
+
+def _applied(out: Output, changes: list[Change], family: Family, *, diff: bool, dry_run: bool, several: bool) -> int:
+    """Make the changes, and say what became of them."""
+    from qmd_remote import config_clients
+    from qmd_remote.client import qmd_config
+
+    if not dry_run:
+        changes = [qmd_config.apply(change) for change in changes]
+    data = config_clients.told(out, changes, family, diff=diff, dry_run=dry_run)
+    return out.finish({"files": data} if several else data[0])
 
 
 @app.command(short_help="Say what QMD will really do with its index.yml, and what to correct.")
 def check(
+    client: Client = None,
+    openclaw_agent: OpenClawAgent = None,
     index: options.Index = "index",
     file: options.File = None,
     offline: Offline = False,
@@ -138,26 +171,33 @@ def check(
 ) -> None:
     """Say what QMD will really do with its index.yml: where it sends what, or why it stays local; and what to correct.
 
-    Exits with 4 when QMD would fail or use its local models, with 1 when a service refuses the key.
+    Which family of clients the file is for shows in its keys; --client names another. Exits with 4 when QMD would fail
+    or use its local models, with 1 when a service refuses the key.
 
     \b
     Examples:
       qmd-remote config check
       qmd-remote config check --index work --offline
+      qmd-remote config check --openclaw-agent all
     """
     out = Output("config check", as_json=as_json, quiet=quiet, verbose=verbose, again=options.again(file, index))
 
     def body() -> int:
         from qmd_remote import config_flow
+        from qmd_remote.client import families
 
-        path = file or paths.qmd_config_file(index)
-        return config_flow.check(out, path, index=index, by_rule=file is None, offline=offline)
+        files = _files(out, client, file=file, index=index, agent=openclaw_agent)
+        here = file is None and openclaw_agent is None and index == "index"
+        wanted = families.find(client) if client else None
+        return config_flow.check(out, files, wanted, here=here, offline=offline)
 
     run(out, body)
 
 
 @app.command(short_help="Open QMD's index.yml in your editor, and check it afterwards.")
 def edit(
+    client: Client = None,
+    openclaw_agent: OpenClawAgent = None,
     index: options.Index = "index",
     file: options.File = None,
     offline: Offline = False,
@@ -173,10 +213,11 @@ def edit(
     out = Output("config edit", as_json=as_json, quiet=quiet, again=options.again(file, index))
 
     def body() -> int:
-        from qmd_remote import config_flow
+        from qmd_remote import config_files, config_flow
 
-        path = file or paths.qmd_config_file(index)
-        return config_flow.edit(out, path, index=index, by_rule=file is None, offline=offline)
+        found = _files(out, client, file=file, index=index, agent=openclaw_agent)
+        here = file is None and openclaw_agent is None and index == "index"
+        return config_flow.edit(out, config_files.one(found, "config edit"), here=here, offline=offline)
 
     run(out, body)
 
@@ -221,17 +262,25 @@ def show(index: options.Index = "index", file: options.File = None, as_json: opt
 
 
 @app.command(name="path", short_help="Say where QMD's configuration file is.")
-def show_path(index: options.Index = "index", as_json: options.Json = False) -> None:
+def show_path(
+    client: Client = None,
+    openclaw_agent: OpenClawAgent = None,
+    index: options.Index = "index",
+    as_json: options.Json = False,
+) -> None:
     """Say where QMD's configuration file is, by QMD's own rule; whether it exists does not matter.
 
     \b
-    Example:
+    Examples:
       cat "$(qmd-remote config path)"
+      qmd-remote config path --client olyashok
     """
     out = Output("config path", as_json=as_json)
 
     def body() -> int:
-        path = paths.qmd_config_file(index)
+        from qmd_remote import config_files
+
+        path = config_files.one(_files(out, client, file=None, index=index, agent=openclaw_agent), "config path").path
         if not as_json:
             out.raw(f"{path}\n")
         return out.finish({"path": path, "exists": path.exists()})

@@ -1,22 +1,29 @@
-"""`config write`, `check` and `edit`: which `remote:` block to write, and what QMD makes of the one that is there."""
+"""`config write`, `check` and `edit`: which `remote:` block to write, and what QMD makes of a file that is there."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from qmd_remote import editor, local, presets, settings
-from qmd_remote.client import checks, config_check, config_facts, qmd_config
+from qmd_remote.client import checks, config_check, config_facts, families, qmd_config
 from qmd_remote.client.config_check import Checked
 from qmd_remote.client.config_values import Finding
+from qmd_remote.client.families import DEFAULT, Family
+from qmd_remote.client.family_choice import check_for
 from qmd_remote.client.qmd_config import RemoteConfig
 from qmd_remote.client.remote_block import KEEP, Keep, ModelNames, RemoteBlock, require_variable
+from qmd_remote.config_files import ConfigFile
 from qmd_remote.errors import ConfigError, Exit, ServiceFailed, UsageError
 from qmd_remote.output import Output
+from qmd_remote.reach import is_loopback
 
 KEY_VARIABLE = "QMD_REMOTE_API_KEY"
+WHICH_QMD = "which counts for a QMD with a remote mode: @tobilu/qmd from npm has none, and passes over the block"
 SEVERITY_STYLE = {"error": "bold red", "warning": "yellow", "info": "dim"}
 DESIGN = ModelNames(presets.DESIGN_EMBED, presets.DESIGN_GENERATION, presets.DESIGN_RERANK)
 
@@ -30,10 +37,12 @@ def wanted_block(
     key_variable: str | None,
     literal: bool,
     there: RemoteConfig | None = None,
+    expands: bool = True,
 ) -> RemoteBlock:
     """Settle the block; what could not be learnt from a server is said as a warning.
 
     Where no URL is given and nothing runs here, the URLs of the block that is `there` stay: another machine is meant.
+    `expands` is False for a client that asks no server for expansions.
 
     Raises UsageError for contradicting options, ConfigError for a key that is asked for and not there.
     """
@@ -50,6 +59,8 @@ def wanted_block(
             embed_url = generation_url = None
         else:
             url = None
+    if kept is None and not (url or embed_url or generation_url):
+        url = here.embed_url  # which passes generation's requests on, and makes expansions come out right
     one = qmd_config.normalise_url(url) if url else None
     nowhere = f"http://127.0.0.1:{settings.resolve({}).generation_port}"
     embed = one or (qmd_config.normalise_url(embed_url) if embed_url else here.embed_url)
@@ -66,8 +77,8 @@ def wanted_block(
         hint = f"export {key_variable or KEY_VARIABLE}=… and write again"
         out.warn(f"{embed} tells its models to those with a key only: {what}", hint=hint)
     elif found.embed is None:
-        out.warn(f"{embed} did not answer within 2 s: {what}", hint="qmd-remote test" if kept else "qmd-remote up")
-    if found.generate is None:
+        out.warn(f"{embed} did not answer within 2 s: {what}", hint=_when_silent(embed))
+    if found.generate is None and expands:
         hint = "QMD's query expansion fails until it does: qmd-remote status"
         out.warn(f"{generation} did not say which model it generates with", hint=hint)
     other = kept.models if kept else ModelNames()
@@ -82,6 +93,13 @@ def wanted_block(
     if kept and kept.api_key_shown and not (key_variable or literal):
         return replace(block, api_key=KEEP)
     return replace(block, api_key=_key(key_variable, literal=literal, needs_key=server.needs_key))
+
+
+def _when_silent(url: str) -> str:
+    """What to do about a server that does not answer."""
+    if is_loopback(urlsplit(url).hostname or ""):
+        return "qmd-remote up"
+    return f"start it on {urlsplit(url).hostname}, or correct the URL; then: qmd-remote test"
 
 
 def _key(variable: str | None, *, literal: bool, needs_key: bool | None) -> str | Keep | None:
@@ -100,10 +118,36 @@ def _key(variable: str | None, *, literal: bool, needs_key: bool | None) -> str 
     return KEEP if needs_key is None else None
 
 
-def check(out: Output, path: Path, *, index: str, by_rule: bool, offline: bool) -> int:
-    """Say what QMD does with the file, and every finding. `by_rule` says that QMD's rule chose the file, not --file."""
-    folder = Path.cwd() if by_rule and index == "index" else None
-    checked = config_check.check_file(config_facts.gather(path, os.environ, folder=folder, beside=by_rule))
+def check(out: Output, files: Sequence[ConfigFile], wanted: Family | None, *, here: bool, offline: bool) -> int:
+    """Say what QMD does with each file, and every finding; the first error is that of the command.
+
+    `here` says that QMD would read a project's own file in this folder instead. Raises UsageError for a family that
+    has no file.
+    """
+    if wanted and wanted.file is None:
+        raise UsageError(
+            f"{wanted.name} reads no file, but variables of the environment",
+            hint=f"to see what they should be: qmd-remote config write --client {wanted.name} --print-env",
+        )
+    judged = []
+    for file in files:
+        if len(files) > 1:
+            out.again = file.again
+        judged.append(_check_one(out, file, wanted, here=here, offline=offline))
+    failed = next((checked for checked, _ in judged if checked.exit_code != Exit.OK), None)
+    data = judged[0][1] if len(files) == 1 else {"files": [one for _, one in judged]}
+    if failed is None:
+        return out.finish(data)
+    if len(files) > 1:
+        out.again = next(file.again for file, (checked, _) in zip(files, judged, strict=True) if checked is failed)
+    return out.fail(_error(failed, wanted), data)
+
+
+def _check_one(
+    out: Output, file: ConfigFile, wanted: Family | None, *, here: bool, offline: bool
+) -> tuple[Checked, dict[str, Any]]:
+    folder = Path.cwd() if here else None
+    checked = check_for(config_facts.gather(file.path, os.environ, folder=folder, beside=file.by_rule), wanted)
     asked = checked.sound and not offline
     if asked:
         with out.progress("asking the services"):
@@ -114,36 +158,35 @@ def check(out: Output, path: Path, *, index: str, by_rule: bool, offline: bool) 
             out.detail(f"{config_check.without_secrets(url)}: {cause.message if cause else 'answers'}")
         told = [f"{role} {name}" for role, name in vars(answers.models).items() if name]
         out.detail(f"models there: {', '.join(told) or 'not told'}")
-    chosen_by = _chosen_by() if by_rule else "--file"
-    _tell(out, checked, chosen_by)
-    data = _data(out, checked) | {"chosen_by": chosen_by, "asked": asked}
-    if checked.exit_code == Exit.OK:
-        if not checked.findings:
-            out.note("nothing to correct" + ("" if asked else "; the services were not asked"))
-        return out.finish(data)
+    _tell(out, checked, file.chosen_by)
+    if checked.exit_code == Exit.OK and not checked.findings:
+        out.note("nothing to correct" + ("" if asked else "; the services were not asked"))
+        if checked.client == DEFAULT:
+            out.note(WHICH_QMD)
+    return checked, _data(out, checked) | {"chosen_by": file.chosen_by, "asked": asked}
+
+
+def _error(checked: Checked, wanted: Family | None) -> ServiceFailed | ConfigError:
     first = checked.findings[0]
     error = ServiceFailed if checked.exit_code == Exit.FAILED else ConfigError
     what = "QMD would use its local models" if checked.reason else "QMD's requests would fail"
     count = sum(finding.severity == "error" for finding in checked.findings)
     message = f"{what}: {first.message}" + (f", and {count - 1} more" if count > 1 else "")
-    hint = f"{first.fix.rstrip('.')}; then: qmd-remote config check"
-    return out.fail(error(message, hint=hint, code=f"config_check.{first.code}"), data)
+    named = f" --client {wanted.name}" if wanted else ""
+    hint = f"{first.fix.rstrip('.')}; then: qmd-remote config check{named}"
+    return error(message, hint=hint, code=f"config_check.{first.code}")
 
 
-def edit(out: Output, path: Path, *, index: str, by_rule: bool, offline: bool) -> int:
+def edit(out: Output, file: ConfigFile, *, here: bool, offline: bool) -> int:
     """Open the file in the user's editor, then check it.
 
     Raises ConfigError when there is no file, PrerequisiteError when there is no editor.
     """
-    command = editor.command(path, "qmd-remote config edit")
-    if not path.exists():
-        raise ConfigError(f"there is no file {path}", hint="qmd-remote config write", code="config_file.missing")
-    editor.open_file(command, path, "qmd-remote config edit", keep_stdout=out.as_json)
-    return check(out, path, index=index, by_rule=by_rule, offline=offline)
-
-
-def _chosen_by() -> str:
-    return next((name for name in ("QMD_CONFIG_DIR", "XDG_CONFIG_HOME") if os.environ.get(name)), "default")
+    command = editor.command(file.path, "qmd-remote config edit")
+    if not file.path.exists():
+        raise ConfigError(f"there is no file {file.path}", hint="qmd-remote config write", code="config_file.missing")
+    editor.open_file(command, file.path, "qmd-remote config edit", keep_stdout=out.as_json)
+    return check(out, [file], None, here=here, offline=offline)
 
 
 def _tell(out: Output, checked: Checked, chosen_by: str) -> None:
@@ -151,7 +194,10 @@ def _tell(out: Output, checked: Checked, chosen_by: str) -> None:
 
     out.show(escape(checked.sentence))
     why = {"default": "where QMD looks by default", "--file": "named by --file"}
-    out.show(escape(f"  {checked.path}, {why.get(chosen_by, f'chosen by {chosen_by}')}"))
+    agent = f"that of OpenClaw's {chosen_by}" if chosen_by.startswith("agent ") else f"chosen by {chosen_by}"
+    out.show(escape(f"  {checked.path}, {why.get(chosen_by, agent)}"))
+    if checked.client != DEFAULT:
+        out.show(escape(f"  for {checked.client}: {families.find(checked.client).about}"))
     for finding in checked.findings:
         style = SEVERITY_STYLE[finding.severity]
         where = f"line {finding.line}: " if finding.line else ""
@@ -163,6 +209,7 @@ def _data(out: Output, checked: Checked) -> dict[str, Any]:
     urls = {"embed_url": checked.embed_url, "generation_url": checked.generation_url}
     return {
         "path": checked.path,
+        "client": checked.client,
         "verdict": checked.verdict,
         "reason": checked.reason,
         **{name: url and config_check.without_secrets(url) for name, url in urls.items()},

@@ -48,6 +48,7 @@ def test_nothing_to_correct(qmd_remote: Run, file: Path, stand_in: Run):
     sentence = f"QMD sends everything to {server.url}, with the key from ${{QMD_REMOTE_API_KEY}}"
     assert (0, [sentence, f"  {file}, chosen by QMD_CONFIG_DIR"]) == (done.code, done.stdout.splitlines())
     assert "nothing to correct" in done.stderr
+    assert "@tobilu/qmd from npm has none" in done.stderr
     assert KEY in server.keys_sent
 
 
@@ -66,6 +67,7 @@ def test_the_envelope(qmd_remote: Run, file: Path, stand_in: Run):
     assert None is said["error"]
     assert said["data"] == {
         "path": str(file),
+        "client": "chronologos",
         "chosen_by": "QMD_CONFIG_DIR",
         "verdict": "remote",
         "reason": "",

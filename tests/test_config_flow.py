@@ -53,14 +53,14 @@ def remote(path: Path) -> Any:
 
 
 def test_the_running_services_are_written(qmd_remote: Run, runs: Run, stand_in: Run, file: Path):
-    """Without URLs those of the running services are written, with the names that they give."""
-    embed, generation = stand_in(), stand_in()
+    """Without URLs that of the running embed server is written, which passes generation on, with the names it gives."""
+    embed = stand_in()
     runs(EMBED, embed.url)
-    runs(GENERATION, generation.url)
+    runs(GENERATION, stand_in().url)
     done = qmd_remote("config", "write", "--json")
     said = done.envelope()
     assert (0, [], True, True) == (done.code, said["warnings"], said["data"]["written"], said["data"]["created"])
-    assert {"embed_url": embed.url, "generation_url": generation.url, "models": REAL} == remote(file)
+    assert {"url": embed.url, "models": REAL} == remote(file)
 
 
 def test_nobody_answers(block: Run, nobody: str):
@@ -69,6 +69,15 @@ def test_nobody_answers(block: Run, nobody: str):
     assert (DESIGN, KEEP) == (vars(wanted.models), wanted.api_key)
     assert 2 == len(warnings)
     assert nobody in warnings[0] and "design" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("host", "words"), [("127.0.0.1", "qmd-remote up"), ("box.invalid", "start it on box.invalid")]
+)
+def test_a_silent_server_is_started_where_it_is(qmd_remote: Run, file: Path, stand_in: Run, host: str, words: str):
+    """The hint of the warning speaks of this machine only where it is meant."""
+    done = qmd_remote("config", "write", "--url", f"http://{host}:9", "--dry-run", "--json")
+    assert words in done.envelope()["warnings"][0]["hint"]
 
 
 def test_one_url_for_all(block: Run, stand_in: Run):
@@ -87,12 +96,12 @@ def test_one_of_two_urls_is_warned_about(block: Run, stand_in: Run, given: str):
     assert default == (wanted.generation_url if given == "embed_url" else wanted.embed_url)
 
 
-def test_generation_that_is_off_gets_a_url_all_the_same(block: Run, runs: Run, stand_in: Run):
-    """With one URL only QMD would ignore the block."""
+def test_generation_that_is_off_changes_nothing(block: Run, runs: Run, stand_in: Run):
+    """The one URL stands for it, too, and says then that it is off."""
     server = stand_in()
     runs(EMBED, server.url, beside={"engine": "off", "url": ""})
     wanted, _ = block()
-    assert (server.url, "http://127.0.0.1:8000") == (wanted.embed_url, wanted.generation_url)
+    assert (server.url, None, None) == (wanted.url, wanted.embed_url, wanted.generation_url)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from qmd_remote import expansion
 from qmd_remote.client import probe_texts
 from qmd_remote.client.http import Answer
 from qmd_remote.client.service import Service, Verdict, wrong
+from qmd_remote.expansion_repair import OUTCOME_HEADER, REPAIRED, SAFE
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -22,6 +23,7 @@ class GenerationChecks:
         self.model = model
         self.constrained = constrained
         self.said = ""
+        self.outcome = ""  # of an answer that the server has looked over
 
     def run(self, *, quick: bool) -> None:
         """Run every check, or with `quick` only a short completion."""
@@ -60,7 +62,7 @@ class GenerationChecks:
         if not isinstance(text, str) or not text.strip():
             fix = "a model that thinks first needs its thinking switched off, or a smaller thinking part"
             raise wrong("the answer has no text in `choices[0].message.content`", fix)
-        self.said = text
+        self.said, self.outcome = text, answer.headers.get(OUTCOME_HEADER, "")
         return Verdict("ok", f"{len(text)} characters, ended by {choice.get('finish_reason')}")
 
     def expansion(self) -> Verdict:
@@ -70,8 +72,12 @@ class GenerationChecks:
             return Verdict("warn", f"QMD cannot use the answer: {found.reason}", self._why_unusable())
         kinds = Counter(line.kind for line in found.lines)
         received = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        if self.outcome == SAFE:
+            words = "the query's own words: what the model wrote was of no use"
+            return Verdict("warn", words, "QMD searches as without expansion; choose a larger generation model")
         lost = f"; {len(found.dropped)} lines lost" if found.dropped else ""
-        return Verdict("ok", f"{received}{lost}")
+        repaired = "; the server repaired the model's answer" if self.outcome == REPAIRED else ""
+        return Verdict("ok", f"{received}{lost}{repaired}")
 
     def _why_unusable(self) -> str:
         if self.constrained is False:

@@ -21,6 +21,7 @@ from qmd_remote.client.config_values import (
     unknown_key,
     url_findings,
 )
+from qmd_remote.client.families import DEFAULT, EVERYTHING, Role
 from qmd_remote.client.qmd_config import HIDDEN, normalise_url
 from qmd_remote.client.remote_block import ModelNames, expand, is_literal
 from qmd_remote.client.yaml_document import Document, Node, Refused, parse
@@ -29,6 +30,7 @@ from qmd_remote.errors import Exit, UsageError
 
 WRITE = "qmd-remote config write"
 URL_KEYS = ("embed_url", "generation_url")
+TASKS: Mapping[Role, str] = {"embed": "embedding", "rerank": "reranking", "expand": "query expansion"}
 RANK = {"error": 0, "warning": 1, "info": 2}
 
 
@@ -61,11 +63,13 @@ class Answers:
 class Checked:
     """The judgement. `reason` says why QMD uses local models, and is empty when it does not.
 
-    `key` is what QMD would send; `lines` has the line of each key that is there. `sound` tells whether it makes sense
-    to ask the services.
+    `client` is the family of clients that is meant, and `roles` what it asks servers for. `key` is what QMD would send;
+    `lines` has the line of each key that is there. `sound` tells whether it makes sense to ask the services.
     """
 
     path: Path
+    client: str = DEFAULT
+    roles: tuple[Role, ...] = EVERYTHING
     reason: str = ""
     embed_url: str | None = None
     generation_url: str | None = None
@@ -98,15 +102,20 @@ class Checked:
         """What QMD does, in one sentence."""
         if self.reason:
             return f"QMD uses its local models, because {self.reason}"
-        embed, generation = (
-            without_secrets(url) if url else "nowhere" for url in (self.embed_url, self.generation_url)
-        )
-        one = f"everything to {embed}"
-        what = one if embed == generation else f"embedding and reranking to {embed} and query expansion to {generation}"
+        what = " and ".join(f"{tasks} to {url}" for url, tasks in self._tasks().items())
         verb = "tries to send" if self.exit_code == Exit.CONFIGURATION else "sends"
         key = {None: "without a key", HIDDEN: "with the key that stands in the file"}
         fails = ", and fails" if verb != "sends" else ""
         return f"QMD {verb} {what}, {key.get(self.api_key, f'with the key from {self.api_key}')}{fails}"
+
+    def _tasks(self) -> dict[str, str]:
+        """What goes to each URL, in words."""
+        found: dict[str, list[str]] = {}
+        for role in self.roles:
+            url = self.generation_url if role == "expand" else self.embed_url
+            if url or self.client == DEFAULT:
+                found.setdefault(without_secrets(url) if url else "nowhere", []).append(TASKS[role])
+        return {url: "everything" if len(tasks) == len(TASKS) else " and ".join(tasks) for url, tasks in found.items()}
 
     def with_findings(self, more: Iterator[Finding]) -> Checked:
         """The same with more findings, problems first, and in the order of the file."""
@@ -280,11 +289,16 @@ def _in_models(block: _Block, names: Mapping[str, tuple[Node, Node, int]]) -> It
             yield Finding("warning", "models.not_text", f"`models.{name}` is a {value.what} to QMD", fix, at)
 
 
-def _around(facts: Facts, checked: Checked) -> Iterator[Finding]:
+def project_findings(facts: Facts) -> Iterator[Finding]:
+    """A project's own file, which QMD takes instead."""
     if facts.project_file:
         message = f"in this folder QMD reads {facts.project_file} instead, unless it is called with --index"
         fix = f"qmd-remote config check --file {shlex.quote(str(facts.project_file))}"
         yield Finding("warning", "file.project", message, fix)
+
+
+def _around(facts: Facts, checked: Checked) -> Iterator[Finding]:
+    yield from project_findings(facts)
     if checked.verdict == "remote":
         for name in facts.without_block:
             message = f"{name}.yml beside this file has no `{BLOCK}:` block: `qmd --index {name}` uses local models"
@@ -316,6 +330,10 @@ def _line_of(checked: Checked, url: str | None) -> int | None:
 
 
 def _key_fix(checked: Checked, line: int | None) -> str:
+    if checked.client != DEFAULT:
+        if checked.api_key is None:
+            return f"{WRITE} --client {checked.client} --api-key-literal, with the server's key in QMD_REMOTE_API_KEY"
+        return f"write the server's key on line {line}"
     if checked.api_key is None:
         return f"{WRITE} --api-key-env NAME, the variable that holds the server's key"
     if checked.api_key == HIDDEN:

@@ -1,4 +1,4 @@
-"""QMD's configuration file: read what QMD would see, plan a change of its `remote:` block, apply it."""
+"""QMD's configuration file: read what QMD would see, plan a change of its `remote:` block or another, apply it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -25,6 +25,13 @@ HIDDEN_NEW = "(hidden, new)"
 _SECRET = re.compile(r"(?i)api_?key|secret|password|(^|_)token$")
 _USER_INFO = re.compile(r"(?<=:)//[^/@\s\"']+@")
 _SECRET_COMMENT = re.compile(r"(?i)(#.*(?:api_?key|secret|password|token)[\"']?\s*[:=]\s*)(\S+)")
+
+
+Edit = Callable[[str | None], str | None]
+"""A file's old text → its new one; None stands for no file. Raises ConfigError for what cannot be edited safely."""
+
+Mask = Callable[[str, frozenset[str] | None], tuple[str, frozenset[str]]]
+"""A text, and the keys known from before → the text with its literal keys hidden, and those."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +58,20 @@ class RemoteConfig:
 
 @dataclass(frozen=True)
 class Change:
-    """What a write would do, or a removal where no block is wanted.
+    """What an edit would do.
 
     `diff` is a unified diff without literal keys; `backup` is where the old text goes; texts are None for no file.
+    `private` says that a literal key goes in, `removal` that nothing is wanted.
     """
 
     path: Path
     before: str | None = field(repr=False)
     after: str | None = field(repr=False)
     diff: str
-    wanted: RemoteBlock | None = field(repr=False)
+    edit: Edit = field(repr=False)
+    mask: Mask = field(repr=False)
+    private: bool = False
+    removal: bool = False
 
     @property
     def created(self) -> bool:
@@ -169,7 +180,7 @@ def plan_write(path: Path, wanted: RemoteBlock) -> Change:
 
     Raises ConfigError for a file that cannot be read or cannot be edited safely, naming line and fix.
     """
-    return _plan(path, wanted)
+    return plan_edit(path, lambda text: splice(text or "", wanted, name=path.name), private=wanted.has_literal_key)
 
 
 def plan_remove(path: Path) -> Change:
@@ -177,17 +188,20 @@ def plan_remove(path: Path) -> Change:
 
     Raises ConfigError for a file that cannot be read or cannot be edited safely, naming line and fix.
     """
-    return _plan(path, None)
+    return plan_edit(path, lambda text: None if text is None else cut(text, name=path.name), removal=True)
 
 
-def _plan(path: Path, wanted: RemoteBlock | None) -> Change:
+def plan_edit(
+    path: Path, edit: Edit, *, private: bool = False, removal: bool = False, mask: Mask | None = None
+) -> Change:
+    """What an edit would do to the file; nothing is written. `mask` hides secrets in its diff; the default is YAML's.
+
+    Raises ConfigError for a file that cannot be read, and what `edit` raises.
+    """
+    hide: Mask = mask or (lambda text, known: _mask(path.name, text, known))
     before = read_text(path)
-    after: str | None
-    if wanted:
-        after = splice(before or "", wanted, name=path.name)
-    else:
-        after = None if before is None else cut(before, name=path.name)
-    return Change(path, before, after, _diff(path, before, after), wanted)
+    after = edit(before)
+    return Change(path, before, after, _diff(path, before, after, hide), edit, hide, private, removal)
 
 
 def apply(change: Change) -> Change:
@@ -200,7 +214,7 @@ def apply(change: Change) -> Change:
         if read_text(change.path) == change.before:
             _write(change)
             return change
-        change = _plan(change.path, change.wanted)
+        change = plan_edit(change.path, change.edit, private=change.private, removal=change.removal, mask=change.mask)
     raise ConfigError(
         f"{change.path} changes all the time",
         hint="stop the program that writes it, and try again",
@@ -239,11 +253,10 @@ def _write(change: Change) -> None:
         return
     # realpath, since replacing a link would leave its target as it was
     target = Path(os.path.realpath(change.path))
-    private = change.wanted is not None and change.wanted.has_literal_key
     try:
         old = None if change.created else target.stat()
         mode = stat.S_IMODE(old.st_mode) if old else 0o600
-        new_mode = mode & 0o600 if private else mode
+        new_mode = mode & 0o600 if change.private else mode
         if not change.changed:
             if new_mode != mode:
                 target.chmod(new_mode)
@@ -262,10 +275,10 @@ def _write(change: Change) -> None:
         ) from error
 
 
-def _diff(path: Path, before: str | None, after: str | None) -> str:
+def _diff(path: Path, before: str | None, after: str | None, mask: Mask) -> str:
     """A unified diff in which every literal key is hidden, a new one marked as such."""
-    old_text, old_keys = _mask(path.name, before or "", None)
-    new_text, _ = _mask(path.name, after or "", old_keys)
+    old_text, old_keys = mask(before or "", None)
+    new_text, _ = mask(after or "", old_keys)
     lines = difflib.unified_diff(
         _split(old_text),
         _split(new_text),

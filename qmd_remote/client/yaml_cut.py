@@ -1,4 +1,4 @@
-"""Take the `remote:` block out of a YAML text: text in, text out."""
+"""Take one block out of a YAML text: text in, text out."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from qmd_remote.errors import ConfigError
 _BLANK_LINES = re.compile(r"(?:[ \t]*\r?\n)*")
 
 
-def cut(text: str, *, name: str = "index.yml") -> str:
-    """`text` without its `remote:` block; one that has none comes back as it is.
+def cut(text: str, block: str = BLOCK, *, name: str = "index.yml") -> str:
+    """`text` without its top-level block of this name; one that has none comes back as it is.
 
-    The block's lines go, with the comments in them and those right below that are indented deeper than `remote:`. All
+    The block's lines go, with the comments in them and those right below that are indented deeper than its key. All
     else stays as it is: comments above, since nothing tells whom they belong to, and blank lines. Raises ConfigError,
     naming line and fix, for what `splice` refuses.
     """
-    document = parse_editable(text, name)
-    block = own_pair(document)
-    if block is None:
+    document = parse_editable(text, name, block)
+    pair = own_pair(document, block)
+    if pair is None:
         return text
-    start = block[0].start - document.column(block[0].start)
-    for end in _ends(document, block):
+    start = pair[0].start - document.column(pair[0].start)
+    for end in _ends(document, pair):
         after = document.bom + document.text[:start] + document.text[end:]
         if _is_without(document, block, after):
             return after
     raise ConfigError(
-        f"{name}: the `{BLOCK}:` block cannot be taken out safely",
+        f"{name}: the `{block}:` block cannot be taken out safely",
         hint=f"remove it by hand, from line {document.line(start)} on",
         code="config_file.unsafe",
     )
@@ -57,10 +57,11 @@ def _ends(document: Document, block: Pair) -> Iterator[int]:
         yield blank.end()
 
 
-def _is_without(before: Document, block: Pair, after: str) -> bool:
+def _is_without(before: Document, block: str, after: str) -> bool:
     """Whether `after` lacks the block and differs from `before` in nothing else."""
     try:
         now = parse(after, before.name)
     except ConfigError:
         return False
-    return own_pair(now) is None and same_frame(before, now) and others(before, block) == others(now, None)
+    gone = own_pair(now, block) is None and same_frame(before, now)
+    return gone and others(before, own_pair(before, block)) == others(now, None)

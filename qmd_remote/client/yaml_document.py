@@ -16,6 +16,12 @@ from qmd_remote.errors import ConfigError
 
 MAX_DEPTH = 50
 STR = "tag:yaml.org,2002:str"
+
+# Parts of values to QMD, which writes them; PyYAML breaks a value off at them. Each has a stand-in while it reads.
+_TABS_BETWEEN_WORDS = re.compile(r"""(?<=[^\s:,\-?\\\[\]{}#&*!|>'"])[ ]*\t[ \t]*(?=[^\s#:,\]}])""")
+_STAND_INS = {"\t": "\ue000", "\x85": "\ue001", "\u2028": "\ue002", "\u2029": "\ue003"}
+_NO_LINE_ENDS = str.maketrans({key: value for key, value in _STAND_INS.items() if key != "\t"})
+_AS_WRITTEN = str.maketrans({value: key for key, value in _STAND_INS.items()})
 NULL = "tag:yaml.org,2002:null"
 
 # What YAML 1.2 reads as a number and PyYAML's rules of 1.1 take for text.
@@ -161,7 +167,7 @@ def parse(text: str, name: str = "index.yml") -> Document:
     """
     bom, body = (text[0], text[1:]) if text.startswith("\ufeff") else ("", text)
     try:
-        loader = _Loader(body)
+        loader = _Loader(_as_pyyaml_reads(body))
         try:
             return _Builder(name, bom, body, loader).document()
         finally:
@@ -174,6 +180,13 @@ def parse(text: str, name: str = "index.yml") -> Document:
         refuse(
             name, body, error.position, f"the character {character} is not allowed in YAML", f"delete the {character}"
         )
+
+
+def _as_pyyaml_reads(text: str) -> str:
+    """`text` with stand-ins for tabs between words, and for three line ends that YAML 1.2 no longer counts as such."""
+    return _TABS_BETWEEN_WORDS.sub(
+        lambda found: found[0].replace("\t", _STAND_INS["\t"]), text.translate(_NO_LINE_ENDS)
+    )
 
 
 def _refuse_broken(name: str, text: str, offset: int, problem: str) -> NoReturn:
@@ -242,7 +255,7 @@ class _Builder:
             "scalar",
             event.start_mark.index,
             event.end_mark.index,
-            value=event.value,
+            value=event.value.translate(_AS_WRITTEN),
             tag=self.loader.tag(event),
             tagged=event.tag is not None,
             style=event.style or "",

@@ -1,4 +1,4 @@
-"""Edit only the `remote:` block of a YAML text: text in, text out.
+"""Edit only one top-level block of a YAML text, `remote:` or another client's: text in, text out.
 
 An edit replaces, inserts or removes tokens at the places the parser reports, so that comments, quoting and order
 survive, in the block too where it can be. The result is parsed again and compared with what was wanted; a text for
@@ -22,7 +22,6 @@ STEP = 2
 _HINT = "write it over several lines, one `key: value` on each, indented by spaces"
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9._/:@+%=~-]*(?<!:)")
 _WORDS = frozenset(["y", "n", "yes", "no", "on", "off", "true", "false", "null"])
-_UNSAFE = re.compile("[\x85\u2028\u2029\ufeff]")
 
 Pair = tuple[Node, Node]
 Place = Literal["beside", "top", "end", "before_last"]
@@ -46,45 +45,57 @@ def splice(text: str, wanted: RemoteBlock, *, name: str = "index.yml") -> str:
     or with anchors, aliases, merge keys or tags, several documents, duplicate keys, tabs, `? key`, line separators
     that only YAML 1.1 knows, or broken YAML.
     """
-    document = parse_editable(text, name)
-    tree = wanted.tree()
-    block = own_pair(document)
-    places: tuple[Place, ...] = ("beside", "top") if block else ("end", "before_last")
+    hint = f"write the block by hand: {BLOCK}: with url, api_key and models below it"
+    return splice_block(text, BLOCK, wanted.tree(), name=name, hint=hint)
+
+
+def splice_block(text: str, block: str, tree: Tree, *, name: str = "index.yml", hint: str = "") -> str:
+    """`text` with the keys of `tree` in its top-level block of this name, as `splice` does it with `remote:`.
+
+    A value of one line gives way where `tree` has keys of its own in its place; in `remote:` that is refused.
+    """
+    document = parse_editable(text, name, block, tree)
+    pair = own_pair(document, block)
+    places: tuple[Place, ...] = ("beside", "top") if pair else ("end", "before_last")
     for place in places:
         edits = list(
-            _change(document, block, tree, step=STEP, place=place) if block else _append(document, tree, place)
+            _change(document, block, pair, tree, step=STEP, place=place)
+            if pair
+            else _append(document, {block: tree}, place)
         )
         if not edits:
             return text
         after = document.bom + _apply(document.text, edits)
-        if _is_as_wanted(document, after, tree):
+        if _is_as_wanted(document, after, block, tree):
             return after
     raise ConfigError(
-        f"{name}: the `{BLOCK}:` block cannot be edited safely",
-        hint=f"write the block by hand: {BLOCK}: with url, api_key and models below it",
+        f"{name}: the `{block}:` block cannot be edited safely",
+        hint=hint or f"write by hand, below {block}: the keys {', '.join(tree)}",
         code="config_file.unsafe",
     )
 
 
-def parse_editable(text: str, name: str) -> Document:
-    """Read a text whose `remote:` block can be edited safely. Raises ConfigError, as `splice` does, for any other."""
+def parse_editable(text: str, name: str, block: str = BLOCK, tree: Tree | None = None) -> Document:
+    """Read a text whose `block` can be edited safely. Raises ConfigError, as `splice` does, for any other.
+
+    `tree` has the keys of the block that shall hold keys of their own; None stands for those of `remote:`.
+    """
     _refuse_unsafe_text(text, name)
     document = parse(text, name)
-    _require_editable(document)
+    _require_editable(document, block, {"models": {}} if tree is None else tree)
     return document
 
 
 def _refuse_unsafe_text(text: str, name: str) -> None:
     text = text.removeprefix("\ufeff")
-    if unsafe := _UNSAFE.search(text):
-        problem = f"the character U+{ord(unsafe[0]):04X} means different things to different YAML readers"
-        fix = 'write it as an escape in double quotes, "\\u2028" say, or remove it'
-        refuse(name, text, unsafe.start(), problem, fix)
+    if (mark := text.find("\ufeff")) >= 0:
+        problem = "the character U+FEFF means different things to different YAML readers"
+        refuse(name, text, mark, problem, 'write it as an escape in double quotes, "\\ufeff", or remove it')
     if lone := re.search(r"\r(?!\n)", text):
         refuse(name, text, lone.start(), "a carriage return stands alone", "end the lines with LF or CRLF")
 
 
-def _require_editable(document: Document) -> None:
+def _require_editable(document: Document, block: str, tree: Tree) -> None:
     """Raise ConfigError, naming line and fix, for what could be misread or damaged by an edit."""
     if document.explicit_key is not None:
         document.refuse(document.explicit_key, "a key is written as `? key`", "write it as `key: value`")
@@ -98,21 +109,23 @@ def _require_editable(document: Document) -> None:
     if document.bom and document.column(root.start):
         # YAML readers disagree on whether a byte order mark counts as a column.
         document.refuse(0, "a byte order mark stands before indented keys", "remove the mark or the indentation")
-    if block := root.get(BLOCK):
-        _require_plain_block(document, *block)
+    if pair := root.get(block):
+        _require_plain_block(document, block, pair, tree)
 
 
-def _require_plain_block(document: Document, key: Node, value: Node) -> None:
+def _require_plain_block(document: Document, block: str, pair: Pair, tree: Tree) -> None:
+    key, value = pair
     for node in [*key.walk(), *value.walk()]:
         what = "an alias" if node.kind == "alias" else "an anchor" if node.anchor else "a tag" if node.tagged else ""
         if node.kind == "mapping" and (merge := node.get("<<")):
-            document.refuse(merge[0].start, f"a merge key stands in the `{BLOCK}:` block", "write the values out")
+            document.refuse(merge[0].start, f"a merge key stands in the `{block}:` block", "write the values out")
         if what:
-            document.refuse(node.start, f"{what} stands in the `{BLOCK}:` block", "write the value itself")
-    _require_block_mapping(document, BLOCK, value)
+            document.refuse(node.start, f"{what} stands in the `{block}:` block", "write the value itself")
+    _require_block_mapping(document, block, value)
     for name, child in value.pairs:
-        if name.value == "models":
-            _require_block_mapping(document, f"{BLOCK}.models", child)
+        gives_way = block != BLOCK and child.kind == "scalar" and "\n" not in document.text[child.start : child.end]
+        if isinstance(tree.get(name.value), dict) and not gives_way:
+            _require_block_mapping(document, f"{block}.{name.value}", child)
 
 
 def _require_block_mapping(document: Document, name: str, node: Node) -> None:
@@ -135,17 +148,17 @@ def _append(document: Document, tree: Tree, place: Place) -> Iterator[_Edit]:
         at = root.pairs[-1][0].start - column
     else:
         at = len(text) if document.end_marker is None else document.end_marker
-    yield _Edit(at, at, _lines(document, {BLOCK: tree}, column, STEP), lines=True)
+    yield _Edit(at, at, _lines(document, tree, column, STEP), lines=True)
 
 
-def _change(document: Document, pair: Pair, tree: Tree, *, step: int, place: Place) -> Iterator[_Edit]:
+def _change(document: Document, path: str, pair: Pair, tree: Tree, *, step: int, place: Place) -> Iterator[_Edit]:
     """The edits that make the mapping under `key` hold `tree`. New keys go beside their neighbour, or to the top."""
     key, value = pair
     own = document.column(key.start)
     column = document.column(value.pairs[0][0].start) if value.pairs else own + step
     top = after_line(document, key.end)
-    if value.is_null and value.value:
-        yield _cut_null(document, value)
+    if value.kind == "scalar" and value.start < value.end:
+        yield _cut_value(document, value)
     at = top
     for name, new in tree.items():
         child = value.get(name)
@@ -158,15 +171,19 @@ def _change(document: Document, pair: Pair, tree: Tree, *, step: int, place: Pla
         if new is None:
             yield _Edit(child[0].start - column, at, "")
         elif isinstance(new, str):
-            yield from _set_scalar(document, f"{BLOCK}.{name}", child[1], new, always_quote=name == "api_key")
+            yield from _set_scalar(document, f"{path}.{name}", child[1], new, always_quote=_is_key(name))
         else:
-            yield from _change(document, child, new, step=column - own, place=place)
+            yield from _change(document, f"{path}.{name}", child, new, step=column - own, place=place)
 
 
-def _cut_null(document: Document, value: Node) -> _Edit:
-    """The edit that removes a written `~` or `null` and the spaces before it."""
+def _is_key(name: str) -> bool:
+    return name.lower().endswith(("api_key", "apikey"))
+
+
+def _cut_value(document: Document, value: Node) -> _Edit:
+    """The edit that removes a scalar, a written `~` say, and the spaces before it."""
     before = document.text[: value.start]
-    return _Edit(len(before.rstrip(" ")), value.end, "")
+    return _Edit(len(before.rstrip(" ")), content_end(document, value), "")
 
 
 def _set_scalar(document: Document, name: str, old: Node, new: str, *, always_quote: bool) -> Iterator[_Edit]:
@@ -206,7 +223,7 @@ def _lines(document: Document, tree: Tree, column: int, step: int) -> str:
         if isinstance(value, dict):
             written += f"{' ' * column}{name}:{newline}{_lines(document, value, column + step, step)}"
         elif value is not None:
-            scalar = _quoted(value) if name == "api_key" else _scalar(value)
+            scalar = _quoted(value) if _is_key(name) else _scalar(value)
             written += f"{' ' * column}{name}: {scalar}{newline}"
     return written
 
@@ -240,7 +257,7 @@ def _apply(text: str, edits: list[_Edit]) -> str:
     return out + text[position:]
 
 
-def _is_as_wanted(before: Document, after: str, tree: Tree) -> bool:
+def _is_as_wanted(before: Document, after: str, block: str, tree: Tree) -> bool:
     """Whether `after` holds `tree` and differs from `before` in nothing else."""
     try:
         now = parse(after, before.name)
@@ -248,7 +265,7 @@ def _is_as_wanted(before: Document, after: str, tree: Tree) -> bool:
         return False
     if now.root is None or now.root.kind != "mapping":
         return False
-    old, new = own_pair(before), own_pair(now)
+    old, new = own_pair(before, block), own_pair(now, block)
     if new is None or not same_frame(before, now) or others(before, old) != others(now, new):
         return False
     return _holds(new[1], old and old[1], tree)
@@ -260,9 +277,9 @@ def same_frame(one: Document, other: Document) -> bool:
     return one.bom == other.bom and one.explicit_start == other.explicit_start and same_end
 
 
-def own_pair(document: Document) -> Pair | None:
-    """The `remote:` key and its value, if the file has them."""
-    return document.root.get(BLOCK) if document.root else None
+def own_pair(document: Document, block: str = BLOCK) -> Pair | None:
+    """The block's key and its value, if the file has them."""
+    return document.root.get(block) if document.root else None
 
 
 def others(document: Document, own: Pair | None) -> list[Pair]:

@@ -72,6 +72,7 @@ class Stub:
         self.answers = answers
         self.key = key
         self.requests: list[tuple[str, bytes, dict[str, str]]] = []
+        self.headers: dict[str, str] = {}  # of every answer, besides the usual ones
         self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.httpd.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.httpd.server_port}"
@@ -110,6 +111,8 @@ class Stub:
                 self.send_response(status)
                 self.send_header("Content-Type", "text/html" if content[:1] == b"<" else "application/json")
                 self.send_header("Content-Length", str(len(content)))
+                for name, value in stub.headers.items():
+                    self.send_header(name, value)
                 if 300 <= status < 400:
                     self.send_header("Location", "https://elsewhere.invalid/base?token=secret")
                 self.end_headers()

@@ -210,6 +210,20 @@ def test_lost_lines_of_an_expansion_are_counted(serve, check):
     assert "1 lex; 2 lines lost" == row(report, "expansion").received
 
 
+@pytest.mark.parametrize(
+    ("outcome", "status", "words"),
+    [("clean", "ok", "1 lex"), ("repaired", "ok", "repaired the model's answer"), ("safe", "warn", "of no use")],
+)
+def test_what_the_server_did_to_an_expansion_is_told(serve, check, outcome, status, words):
+    """A server that looks expansions over says what came of it; one that stands for a useless answer is a warning."""
+    stub = serve(v1_chat_completions=said("lex: passport"))
+    stub.headers["X-Qmd-Remote-Expansion"] = outcome
+    found = row(check(stub), "expansion")
+
+    assert status == found.status
+    assert words in found.received
+
+
 def test_a_generation_service_without_completions_is_a_warning(serve, check):
     """Only some clients use /v1/completions."""
     report = check(serve(v1_completions=None))

@@ -1,0 +1,50 @@
+"""Clients with protocols of their own, as far as the server's paths go.
+
+QMD's pull requests 511, 663 and 927 rank documents that are objects; 769 speaks Ollama's protocol, and reads `score`.
+What else they ask for is not served, and they are told so.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.families import sayings as say
+from tests.families.replay import Step, first_is, ok, ranking_by_score, refused, replay
+
+
+def test_documents_with_files(mini_box):
+    """`/rerank` takes objects with a text, and tells each one's place and score: the file is the client's own."""
+    documents = [{"file": f"notes/{number}.md", "text": text} for number, text in enumerate(say.few())]
+    body = {"query": say.QUERY, "documents": documents}
+    replay(mini_box, Step("/rerank", body, [ranking_by_score, first_is(say.ANSWER)]))
+
+
+def test_rankings_by_score(box):
+    """`score` is the same number as `relevance_score`."""
+    body = {"model": "m", "query": say.QUERY, "documents": say.candidates()}
+    (answer,) = replay(box, Step("/rerank", body, [ranking_by_score]))
+    assert all(result["score"] == result["relevance_score"] for result in answer.json["results"])
+
+
+def test_health_names_the_models(box):
+    """`GET /health` names the models, with the key."""
+    (answer,) = replay(box, Step("/health", None, [ok], method="GET"))
+    assert {"embed", "rerank"} <= set(answer.json["models"])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/embed", {"text": "a", "options": {}}),
+        ("/embed-batch", {"texts": ["a"], "options": {}}),
+        ("/expand", {"query": say.QUERY, "options": {}}),
+        ("/tokenize", {"text": "a"}),
+        ("/api/embed", {"model": "m", "input": "a"}),
+        ("/api/generate", {"model": "m", "prompt": "a", "stream": False}),
+    ],
+)
+def test_what_is_not_served_is_said_to_be(box, path, body):
+    """404 in OpenAI's shape, with the paths there are; without a key not even that."""
+    (answer,) = replay(box, Step(path, body, [refused(404, "not_found")]))
+    assert "/v1/embeddings" in answer.json["error"]["message"]
+    replay(box, Step(path, body, [refused(401, "invalid_api_key")]), key="")
