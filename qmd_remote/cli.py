@@ -11,11 +11,15 @@ from typer.core import TyperGroup
 
 from qmd_remote import (
     __version__,
+    cli_bench,
     cli_completion,
+    cli_compose,
     cli_config,
+    cli_doctor,
     cli_key,
     cli_life,
     cli_models,
+    cli_service,
     cli_settings,
     cli_test,
 )
@@ -25,8 +29,8 @@ from qmd_remote.output import Output
 
 # as one comes to need them
 ORDER = (
-    *("up", "status", "logs", "restart", "down", "serve"),
-    *("test", "config", "settings", "models", "pull", "key", "completion"),
+    *("up", "status", "logs", "restart", "down", "service", "serve", "compose"),
+    *("test", "bench", "doctor", "config", "settings", "models", "pull", "key", "completion"),
 )
 EVERYWHERE = {"--json", "-q", "--quiet", "-v", "--verbose"}  # options that commands have, and groups of them have not
 COMPLETING = "_QMD_REMOTE_COMPLETE"  # set by a shell that asks for completions
@@ -65,9 +69,13 @@ def root(version: Annotated[bool, typer.Option("--version", help="Show the versi
 
 app.add_typer(cli_life.app)
 app.add_typer(cli_test.app)
+app.add_typer(cli_bench.app)
+app.add_typer(cli_doctor.app)
+app.add_typer(cli_compose.app)
 app.add_typer(cli_models.app)
 app.add_typer(cli_completion.app)
 app.add_typer(cli_config.app, name="config", short_help="Write, check, edit and remove QMD's remote: block.")
+app.add_typer(cli_service.app, name="service", short_help="Have systemd start both with the machine, without root.")
 app.add_typer(cli_settings.app, name="settings", short_help="Show every setting with its origin; set, unset, edit.")
 app.add_typer(cli_key.app, name="key", short_help="Show or replace the API key that other machines need.")
 

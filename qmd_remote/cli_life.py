@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 app = new_app()
 
 # parameters of commands that are no settings
-NOT_SETTINGS = {"generation", "foreground", "no_wait", "managed", "as_json", "quiet", "verbose"}
+NOT_SETTINGS = {"generation", "foreground", "dry_run", "no_wait", "managed", "as_json", "quiet", "verbose"}
 
 
 def settings_from(flags: dict[str, Any]) -> tuple[Settings, str]:
@@ -70,6 +70,17 @@ def up(
     generation_port: options.GenerationPort = None,
     generation_command: options.GenerationCommand = None,
     generation_url: options.GenerationUrl = None,
+    generation_image: options.GenerationImage = None,
+    generation_container: options.GenerationContainer = None,
+    generation_host: options.GenerationHost = None,
+    generation_context: options.GenerationContext = None,
+    generation_sequences: options.GenerationSequences = None,
+    generation_gpu_share: options.GenerationGpuShare = None,
+    generation_args: options.GenerationArgs = None,
+    gpus: options.Gpus = None,
+    embed_engine: options.EmbedEngine = None,
+    embed_image: options.EmbedImage = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and start nothing.")] = False,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay, show both logs, and stop both on Ctrl-C or SIGTERM.")
     ] = False,
@@ -89,6 +100,7 @@ def up(
       qmd-remote up --preset mini
       qmd-remote up --host 0.0.0.0
       qmd-remote up --foreground
+      qmd-remote up --preset gpu --dry-run
       qmd-remote up --embed-model ~/models/my-embedder --device cuda:1
       qmd-remote up --generation external --generation-url http://127.0.0.1:11434
     """
@@ -98,8 +110,10 @@ def up(
     out = Output("up", as_json=as_json, quiet=quiet, verbose=verbose or foreground, given=given)
 
     def body() -> int:
-        from qmd_remote import up_flow
+        from qmd_remote import plan_flow, up_flow
 
+        if dry_run:
+            return plan_flow.show(out, *settings_from(flags))
         up_flow.require_one_way(waits=not no_wait, foreground=foreground, as_json=as_json)
         _tidy_up_when_told_to_end()
         return up_flow.up(out, *settings_from(flags), up_flow.How(waits=not no_wait, foreground=foreground))
@@ -214,19 +228,22 @@ def down(as_json: options.Json = False, quiet: options.Quiet = False, verbose: o
     out = Output("down", as_json=as_json, quiet=quiet, verbose=verbose)
 
     def body() -> int:
-        from qmd_remote.launch.up import TITLES, bring_down
+        from qmd_remote.launch.up import bring_down
+        from qmd_remote.services import TITLES
 
         began = time.monotonic()
         with out.progress("stopping"):
-            stopped = bring_down()
+            stopped, swept = bring_down()
         for record in stopped:
             out.note(f"{TITLES[record.service]} stopped")
             out.detail(f"  it was process {record.pid}, at {record.url}")
+        for found in swept:
+            out.note(f"{TITLES[found.service]} stopped: its container {found.name}, which nothing looked after")
         if stopped:
             out.detail(f"in {time.monotonic() - began:.1f} s")
-        if not stopped:
+        if not (stopped or swept):
             out.note("nothing was running")
-        return out.finish({"stopped": [record.service for record in stopped]})
+        return out.finish({"stopped": [*(one.service for one in stopped), *(one.service for one in swept)]})
 
     run(out, body)
 

@@ -97,16 +97,21 @@ def find_target(
 
 
 def _from_url(url: str, here: Local, key: str) -> Target:
-    """One URL: this machine's generation belongs to its own embed server, any other server answers for everything."""
+    """One URL answers for everything; of this machine's own server more is known."""
     if _place(url) != _place(here.embed_url):
         return Target(embed_url=url, generation_url=url, key=key)
-    return replace(_from_services(here, key), embed_url=url)
+    ours = _from_services(here, key)
+    return replace(
+        ours, embed_url=url, generation_url=url if here.embed and ours.generation_url else ours.generation_url
+    )
 
 
 def _from_services(here: Local, key: str) -> Target:
+    # QMD is told of one door, which passes expansions on, and repairs what comes back
+    door = here.embed_url if here.embed and here.generation_url else here.generation_url
     return Target(
         embed_url=here.embed_url,
-        generation_url=here.generation_url,
+        generation_url=door,
         generation_reason="generation is off",
         key=key,
         models=checks.ModelNames(generate=here.generation.model if here.generation else None),

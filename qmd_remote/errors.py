@@ -118,7 +118,7 @@ class ExtraMissing(PrerequisiteError):
     def __init__(self, extra: str, missing: str) -> None:
         what = requirement(extra)
         super().__init__(
-            f"this command needs the '{extra}' part of qmd-remote, and '{missing}' is not installed",
+            f"this command needs the '{extra.rpartition(',')[2]}' part of qmd-remote, and '{missing}' is not installed",
             hint=(
                 f"install it with one of:  pipx install --force '{what}'"
                 f"  ·  uv tool install --force '{what}'"

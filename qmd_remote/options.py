@@ -134,7 +134,7 @@ Dtype = Annotated[
         "--dtype", metavar="NAME", help="float16, bfloat16 or float32 [auto].", autocompletion=_choices_of("dtype")
     ),
 ]
-Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads that compute [free cores].")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads that compute [the cores there are].")]
 MaxBatchSize = Annotated[int | None, typer.Option("--max-batch-size", help="Texts in one forward pass.")]
 MaxBatchTokens = Annotated[
     int | None, typer.Option("--max-batch-tokens", help="Tokens in one forward pass [by device].")
@@ -158,7 +158,7 @@ Generation = Annotated[
     typer.Option(
         "--generation",
         metavar="ENGINE",
-        help="process, external or off [process].",
+        help="docker, process, external or off [by preset].",
         autocompletion=_choices_of("generation_engine"),
     ),
 ]
@@ -180,6 +180,42 @@ GenerationCommand = Annotated[
         help="vllm or transformers [what is installed].",
         autocompletion=_choices_of("generation_command"),
     ),
+]
+GenerationHost = Annotated[
+    str | None, typer.Option("--generation-host", metavar="ADDRESS", help="Publish its container here [127.0.0.1].")
+]
+GenerationImage = Annotated[
+    str | None, typer.Option("--generation-image", metavar="IMAGE", help="Image of its container [NVIDIA's vLLM].")
+]
+GenerationContainer = Annotated[
+    str | None, typer.Option("--generation-container", metavar="NAME", help="Name of its container [qmd-vllm].")
+]
+GenerationContext = Annotated[
+    int | None, typer.Option("--generation-context", help="Tokens of prompt and answer that vLLM has room for [8192].")
+]
+GenerationSequences = Annotated[
+    int | None, typer.Option("--generation-sequences", help="Requests that vLLM works on at once [8].")
+]
+GenerationGpuShare = Annotated[
+    float | None, typer.Option("--generation-gpu-share", help="Share of the GPU's memory for vLLM [memory plan].")
+]
+GenerationArgs = Annotated[
+    str | None, typer.Option("--generation-args", metavar="OPTIONS", help="More options for `vllm serve`, in quotes.")
+]
+Gpus = Annotated[
+    str | None, typer.Option("--gpus", metavar="WHICH", help="GPUs for our containers: all, none, or 0,1 [all].")
+]
+EmbedEngine = Annotated[
+    str | None,
+    typer.Option(
+        "--embed-engine",
+        metavar="NAME",
+        help="process or docker [process].",
+        autocompletion=_choices_of("embed_engine"),
+    ),
+]
+EmbedImage = Annotated[
+    str | None, typer.Option("--embed-image", metavar="IMAGE", help="Image of the embed container [qmd-embed-rerank].")
 ]
 
 Url = Annotated[str | None, typer.Option("--url", metavar="URL", help="One server that answers for everything.")]

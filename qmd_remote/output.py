@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qmd_remote.errors import Exit, QmdRemoteError
+from qmd_remote.errors import Exit, Interrupted, QmdRemoteError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -174,10 +175,24 @@ class Output:
     def about(self, text: str) -> str:
         """Commands in a text with what this user gave: the same command's own options, and which file is meant."""
         if self.given:
-            # one with options of its own says something else
-            bare = rf"qmd-remote {self.command}(?![\w-])(?! -(?!-json\b))"
-            text = re.sub(bare, lambda found: f"{found[0]} {self.given}", text)
+            text = re.sub(rf"(qmd-remote {self.command}(?![\w-]))([^;`\n]*)", self._with_given, text)
         return _ABOUT_A_FILE.sub(lambda found: f"{found[0]} {self.again}", text) if self.again else text
+
+    def _with_given(self, found: re.Match[str]) -> str:
+        """A command of this one's kind with what the user gave, but for the options that it names itself.
+
+        One that names a preset says something else.
+        """
+        command, rest = found.groups()
+        named = set(re.findall(r"(?<!\S)--[\w-]+", rest))
+        if "--preset" in named:
+            return found[0]
+        kept: list[str] = []
+        dropping = False
+        for word in shlex.split(self.given):
+            dropping = word in named if word.startswith("--") else dropping
+            kept += [] if dropping or word in rest.split() else [word]
+        return f"{command} {shlex.join(kept)}{rest}" if kept else found[0]
 
     def finish(self, data: Mapping[str, Any], *, exit_code: int = Exit.OK) -> int:
         """End a command that did its work: the envelope in JSON mode. Returns the exit code."""
@@ -191,7 +206,9 @@ class Output:
             self._envelope(data or {}, {**error.as_dict(), "hint": self.about(error.hint)}, error.exit_code)
         else:
             console = self._console(stderr=True)
-            console.print(_labelled("error:", "bold red", error.message), soft_wrap=True)
+            # who says stop has made no mistake
+            label = ("stopped:", "yellow") if isinstance(error, Interrupted) else ("error:", "bold red")
+            console.print(_labelled(*label, error.message), soft_wrap=True)
             if error.hint:
                 console.print(f"  {self.typed(error.hint)}", markup=False, soft_wrap=True)
         return int(error.exit_code)

@@ -121,9 +121,39 @@ def qmd_config_file(index: str = "index", env: Mapping[str, str] = os.environ) -
     `$QMD_CONFIG_DIR/<index>.yml`, else `$XDG_CONFIG_HOME/qmd/<index>.yml`, else `~/.config/qmd/<index>.yml`,
     on every system (QMD does not follow macOS' conventions).
     """
-    if not index or "/" in index or index in {".", ".."}:
-        raise UsageError(f"'{index}' is no index name", hint="name a file with --file PATH")
+    _require_index(index)
     if folder := env.get("QMD_CONFIG_DIR"):
         return Path(folder).expanduser() / f"{index}.yml"
     base = Path(env["XDG_CONFIG_HOME"]) if env.get("XDG_CONFIG_HOME") else Path.home() / ".config"
     return base / "qmd" / f"{index}.yml"
+
+
+def qmd_json_file(env: Mapping[str, str] = os.environ) -> Path:
+    """The file of those clients that keep their settings as JSON: `config.json` in QMD's cache folder."""
+    base = Path(env["XDG_CACHE_HOME"]) if env.get("XDG_CACHE_HOME") else Path.home() / ".cache"
+    return base / "qmd" / "config.json"
+
+
+def openclaw_home(env: Mapping[str, str] = os.environ) -> Path:
+    """OpenClaw's folder, which has one of its own for each agent."""
+    folder = env.get("OPENCLAW_STATE_DIR")
+    return Path(folder).expanduser() if folder else Path.home() / ".openclaw"
+
+
+def openclaw_agents(env: Mapping[str, str] = os.environ) -> list[str]:
+    """The names of OpenClaw's agents that have a QMD of their own, sorted; none where it is not installed."""
+    try:
+        return sorted(one.name for one in (openclaw_home(env) / "agents").iterdir() if (one / "qmd").is_dir())
+    except OSError:
+        return []
+
+
+def openclaw_config_file(agent: str, index: str = "index", env: Mapping[str, str] = os.environ) -> Path:
+    """QMD's configuration file for an agent, to whose QMD OpenClaw gives an XDG folder of its own."""
+    _require_index(index)
+    return openclaw_home(env) / "agents" / agent / "qmd" / "xdg-config" / "qmd" / f"{index}.yml"
+
+
+def _require_index(index: str) -> None:
+    if not index or "/" in index or index in {".", ".."}:
+        raise UsageError(f"'{index}' is no index name", hint="name a file with --file PATH")

@@ -13,6 +13,8 @@ DESIGN_EMBED = "nomic-ai/nomic-embed-text-v1.5"
 DESIGN_RERANK = "BAAI/bge-reranker-v2-m3"
 DESIGN_GENERATION = "Qwen/Qwen2.5-3B-Instruct"
 
+VLLM_IMAGE = "nvcr.io/nvidia/vllm:25.12.post1-py3"
+
 SMALL_GENERATION = "Qwen/Qwen2.5-0.5B-Instruct"
 
 MINI_EMBED = "sentence-transformers/all-MiniLM-L6-v2"
@@ -39,6 +41,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                     "embed_model": DESIGN_EMBED,
                     "rerank_model": DESIGN_RERANK,
                     "generation_model": DESIGN_GENERATION,
+                    "generation_engine": "docker",
                 },
             ),
             Preset(
@@ -48,6 +51,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                     "embed_model": DESIGN_EMBED,
                     "rerank_model": DESIGN_RERANK,
                     "generation_model": DESIGN_GENERATION,
+                    "generation_engine": "docker",
                 },
             ),
             Preset(

@@ -83,7 +83,7 @@ def of_settings(settings: Settings) -> list[Wanted]:
     """The models that `up` would load with these settings; generation only where it is a process of ours."""
     roles: dict[str, list[str]] = {}
     for role in catalogue.ROLES:
-        if role != "generation" or settings.generation_engine == "process":
+        if role != "generation" or settings.generation_engine in {"docker", "process"}:
             roles.setdefault(getattr(settings, f"{role}_model"), []).append(role)
     return [Wanted(model, tuple(found)) for model, found in roles.items()]
 
@@ -115,8 +115,17 @@ def pull(wanted: Wanted, at: Hub, tell: Callable[[Progress], None]) -> Pulled:
             return Pulled(model, roles, "package", _size(package), package)
         if model == presets.MINI_GENERATION:
             return Pulled(model, roles, "package missing")
-    source = hub.without_hub(model) or hub.cached(model, at) or _download(model, at, tell)
-    return Pulled(model, roles, OUTCOMES[source.origin], _size(source.folder), source.folder)
+    source = hub.without_hub(model)
+    return _pulled(wanted, source) if source else from_hub(wanted, at, tell)
+
+
+def from_hub(wanted: Wanted, at: Hub, tell: Callable[[Progress], None]) -> Pulled:
+    """Have the hub's own files of a model, whatever installed packages hold: containers do not see those. As `pull`."""
+    return _pulled(wanted, hub.cached(wanted.model, at) or _download(wanted.model, at, tell))
+
+
+def _pulled(wanted: Wanted, source: Source) -> Pulled:
+    return Pulled(wanted.model, wanted.roles, OUTCOMES[source.origin], _size(source.folder), source.folder)
 
 
 def _download(model: str, at: Hub, tell: Callable[[Progress], None]) -> Source:

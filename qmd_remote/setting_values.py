@@ -12,6 +12,7 @@ from qmd_remote.errors import ConfigError, UsageError
 
 TRUE = frozenset({"1", "true", "yes", "on"})
 FALSE = frozenset({"0", "false", "no", "off", ""})
+MOST = {"threads": 1024, "max_batch_size": 65536, "max_batch_tokens": 2**24}  # beyond is a mistake
 FLAGS = {"generation_engine": "generation"}  # setting → option, where they differ
 ErrorKind = type[ConfigError] | type[UsageError]
 
@@ -99,8 +100,9 @@ def _as_number(f: Field[Any], text: str) -> int | float:
         raise _Wrong("must be a finite number")
     if not number >= f.metadata["low"]:
         raise _Wrong(f"must be at least {f.metadata['low']}")
-    if f.name.endswith("port") and number > 65535:
-        raise _Wrong("must be at most 65535")
+    most = 65535 if f.name.endswith("port") else MOST.get(f.name, math.inf)
+    if number > most:
+        raise _Wrong(f"must be at most {most}")
     return number
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from qmd_remote import keys, paths, settings_file
 from qmd_remote.errors import ConfigError, UsageError
-from qmd_remote.presets import DESIGN_EMBED, DESIGN_GENERATION, DESIGN_RERANK, PRESETS
+from qmd_remote.presets import DESIGN_EMBED, DESIGN_GENERATION, DESIGN_RERANK, PRESETS, VLLM_IMAGE
 from qmd_remote.reach import connect_host
 from qmd_remote.setting_values import did_you_mean, flag_of, parse, to_text
 from qmd_remote.settings_file import FileLayer
@@ -60,8 +60,26 @@ class Settings:
         "Precision of the models: float16, bfloat16 or float32; auto takes the fastest that keeps the answers.",
         choices=("auto", "float16", "bfloat16", "float32"),
     )
+    prompts: bool = _setting(
+        True,
+        "QMD_REMOTE_PROMPTS",
+        "Replace the prefixes of QMD's clients by the embedding model's own prompts; off takes texts as they come.",
+    )
+    default_role: str = _setting(
+        "document",
+        "QMD_REMOTE_DEFAULT_ROLE",
+        "What a text is taken for when neither its prefix nor its request says so: document or query.",
+        choices=("document", "query"),
+    )
+    echo_model: bool = _setting(
+        False,
+        "QMD_REMOTE_ECHO_MODEL",
+        "Answer with the model name of the request, for clients that compare it, instead of the real one.",
+    )
     threads: int = _setting(
-        0, "QMD_REMOTE_THREADS", "CPU threads that compute; 0 takes as many as there are free cores, and adapts."
+        0,
+        "QMD_REMOTE_THREADS",
+        "CPU threads that compute, at most 1024; 0 takes as many as the cores that this process may use.",
     )
     max_batch_size: int = _setting(
         64,
@@ -116,8 +134,9 @@ class Settings:
     generation_engine: str = _setting(
         "process",
         "QMD_REMOTE_GENERATION",
-        "process (a supervised `vllm serve` or `transformers serve`), external (a URL) or off.",
-        choices=("process", "external", "off"),
+        "docker (the vLLM container), process (a supervised `vllm serve` or `transformers serve`), external (a URL) "
+        "or off.",
+        choices=("docker", "process", "external", "off"),
     )
     generation_model: str = _setting(
         DESIGN_GENERATION, "QMD_REMOTE_GENERATION_MODEL", "Generation model: a hub id or a local folder."
@@ -128,8 +147,55 @@ class Settings:
         "What the process engine runs; auto takes vllm where it is installed with a GPU, else transformers.",
         choices=("auto", "vllm", "transformers"),
     )
-    generation_port: int = _setting(8000, "QMD_REMOTE_GENERATION_PORT", "Port of the generation service, on 127.0.0.1.")
+    generation_port: int = _setting(8000, "QMD_REMOTE_GENERATION_PORT", "Port of the generation service.")
+    generation_host: str = _setting(
+        "127.0.0.1",
+        "QMD_REMOTE_GENERATION_HOST",
+        "Address on which the generation container is published; the embed server passes requests on to it anyway.",
+    )
+    generation_image: str = _setting(VLLM_IMAGE, "QMD_REMOTE_GENERATION_IMAGE", "Image of the generation container.")
+    generation_container: str = _setting(
+        "qmd-vllm", "QMD_REMOTE_GENERATION_CONTAINER", "Name of the generation container."
+    )
+    generation_context: int = _setting(
+        8192, "QMD_REMOTE_GENERATION_CONTEXT", "Tokens of prompt and answer together that vLLM makes room for.", low=256
+    )
+    generation_sequences: int = _setting(
+        8, "QMD_REMOTE_GENERATION_SEQUENCES", "Requests that vLLM works on at once.", low=1
+    )
+    generation_gpu_share: float = _setting(
+        0.0,
+        "QMD_REMOTE_GENERATION_GPU_SHARE",
+        "Share of the GPU's memory for vLLM, 0.01 to 0.95; 0 leaves it to the memory plan.",
+    )
+    generation_args: str = _setting(
+        "", "QMD_REMOTE_GENERATION_ARGS", "More options for `vllm serve`, as on a shell's line; they win over ours."
+    )
     generation_url: str = _setting("", "QMD_REMOTE_GENERATION_URL", "The service to use with the external engine.")
+    repair_expansions: bool = _setting(
+        True,
+        "QMD_REMOTE_REPAIR_EXPANSIONS",
+        "Hold answers to QMD's query expansions to the form its clients accept; off passes them on as they are.",
+    )
+    gpus: str = _setting(
+        "all", "QMD_REMOTE_GPUS", "GPUs for our containers: all, none (for CPU images), or numbers such as 0,1."
+    )
+    embed_engine: str = _setting(
+        "process",
+        "QMD_REMOTE_EMBED_ENGINE",
+        "process (a supervised `qmd-remote serve`) or docker (the same server in a container).",
+        choices=("process", "docker"),
+    )
+    embed_image: str = _setting(
+        "qmd-embed-rerank", "QMD_REMOTE_EMBED_IMAGE", "Image of the embed container: docker build -t qmd-embed-rerank ."
+    )
+    embed_container: str = _setting("qmd-embed-rerank", "QMD_REMOTE_EMBED_CONTAINER", "Name of the embed container.")
+    hang_limit_s: float = _setting(
+        120.0,
+        "QMD_REMOTE_HANG_LIMIT_S",
+        "A generation engine that says it is well and completes nothing for so many seconds is restarted.",
+        low=1,
+    )
     stall_limit_s: float = _setting(
         300.0,
         "QMD_REMOTE_STALL_LIMIT_S",
@@ -155,6 +221,8 @@ class Settings:
     @property
     def generation_at(self) -> str:
         """Where generation is for the embed server and for this machine; empty where it is off."""
+        if self.generation_engine == "docker":
+            return f"http://{connect_host(self.generation_host)}:{self.generation_port}"
         if self.generation_engine == "process":
             return f"http://127.0.0.1:{self.generation_port}"
         return self.generation_url.rstrip("/") if self.generation_engine == "external" else ""

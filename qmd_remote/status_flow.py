@@ -9,8 +9,9 @@ from qmd_remote import settings, views
 from qmd_remote.errors import ConfigError, Exit, NotRunning, UsageError
 from qmd_remote.launch import status
 from qmd_remote.launch.status import ServiceStatus
-from qmd_remote.launch.up import TITLES
 from qmd_remote.output import Output
+from qmd_remote.services import TITLES
+from qmd_remote.up_again import up_line
 
 PERIOD_S = 2.0
 WELL = {"ready", "external", "off", "not running", "loading", "stopping"}
@@ -22,7 +23,7 @@ def once(out: Output) -> int:
     data = {"services": [asdict(one) for one in statuses]}
     code = status.exit_code(statuses)
     if code == Exit.NOT_RUNNING:
-        return out.fail(NotRunning("neither service is running", hint="qmd-remote up"), data)
+        return out.fail(NotRunning("neither service is running", hint=up_line()), data)
     out.show(views.status_table(statuses))
     for one in statuses:
         if one.state not in WELL:
@@ -53,5 +54,5 @@ def _look() -> tuple[ServiceStatus, ...]:
 
 def _cure(one: ServiceStatus) -> str:
     if one.pid is None:
-        return f"qmd-remote logs {one.service}, then: qmd-remote up"
+        return f"qmd-remote logs {one.service}, then: {up_line()}"
     return f"qmd-remote logs {one.service}; if it stays so: qmd-remote restart {one.service}"

@@ -11,7 +11,7 @@ from qmd_remote.client import checks, qmd_config
 from qmd_remote.client.report import Report
 from qmd_remote.commands import CONSTRAINED, first_failure
 from qmd_remote.errors import ConfigError, ModelNotFound, NotRunning, ServiceFailed, UsageError
-from qmd_remote.launch import hardware, plan, status
+from qmd_remote.launch import containers, docker_plan, hardware, plan, status
 from qmd_remote.launch import up as launch_up
 from qmd_remote.launch.phases import Phase
 from qmd_remote.launch.plan import Plan
@@ -21,6 +21,7 @@ from qmd_remote.reach import is_loopback, require_safe_bind, server_tls
 from qmd_remote.services import EMBED, Record
 from qmd_remote.settings import Settings
 from qmd_remote.supervision import listen
+from qmd_remote.up_again import up_line
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,16 @@ def up(out: Output, wanted: Settings, why: str, how: How | None = None) -> int:
     require_safe_bind(wanted)
     server_tls(wanted)
     _require_folders(wanted)
-    planned = plan.make(wanted, hardware.probe(), paths.cache_dir())
+    _warn_of_closing(out, wanted)
+    planned = plan.make(wanted, hardware.probe(), paths.cache_dir(), held=held(wanted))
     for line in up_views.plan_lines(wanted, planned, why):
         out.note(line)
     generation = planned.generation
+    docker_plan.require_fit(wanted, generation.memory)
     if generation.engine == "off" and wanted.generation_engine != "off":
         out.warn(f"generation is off: {generation.reason}", hint=generation.hint)
         wanted = replace(wanted, generation_engine="off")
-    launch = Launch(wanted, planned, _teller(out), waits=how.waits, foreground=how.foreground)
+    launch = Launch(wanted, planned, _teller(out), on_warning=out.warn, waits=how.waits, foreground=how.foreground)
     if how.foreground:
         return foreground.run(out, launch, lambda started: _ready(out, launch, started))
     started, report = _start(out, launch)
@@ -62,18 +65,18 @@ def up(out: Output, wanted: Settings, why: str, how: How | None = None) -> int:
 def restart(out: Output, names: tuple[str, ...]) -> int:
     """Restart the running services of these names, or all, with the settings that they were started with."""
     records = [record for name in names or services.SERVICES if (record := services.find(name)) is not None]
-    missing = [launch_up.TITLES[name] for name in names if services.find(name) is None]
+    missing = [services.TITLES[name] for name in names if services.find(name) is None]
     if missing or not records:
         what = f"the {missing[0]} is not running" if missing else "neither service is running"
-        raise NotRunning(what, hint="qmd-remote up")
+        raise NotRunning(what, hint=up_line())
     wanted = settings_of(records)
     if any(record.service == EMBED for record in records):
         # what is wrong with them is told while the old server still runs
         require_safe_bind(wanted)
         server_tls(wanted)
         services.spec_of(EMBED, wanted)
-    planned = plan.make(wanted, hardware.probe(), paths.cache_dir())
-    launch = Launch(wanted, planned, _teller(out))
+    planned = plan.make(wanted, hardware.probe(), paths.cache_dir(), held=held(wanted))
+    launch = Launch(wanted, planned, _teller(out), on_warning=out.warn)
     with out.progress("restarting"), foreground.logs_shown(out, only_if=out.verbose):
         started = launch.restart([record.service for record in records])
     for line in up_views.started_lines(started):
@@ -108,11 +111,38 @@ def settings_of(records: list[Record]) -> Settings:
 def _generation_of(embed: Record) -> dict[str, object]:
     """Where the running embed server was told that generation is, as settings."""
     engine = embed.beside.get("engine") or None
-    port = urlsplit(str(embed.spec.get("generation_at") or "")).port if engine == "process" else None
+    port = urlsplit(str(embed.spec.get("generation_at") or "")).port if engine in launch_up.OURS else None
     return {"generation_engine": engine, "generation_url": embed.beside.get("url"), "generation_port": port}
 
 
 NAMES = frozenset(f.name for f in settings.declared()) - {"api_key"}
+
+
+def held(wanted: Settings) -> dict[str, Settings]:
+    """The services that run, with their settings: what they use of the GPU is no reason to refuse others instead."""
+    alone = {found.service: wanted for _, found in containers.without_keeper() if found.running}
+    records = filter(None, map(services.find, services.SERVICES))
+    return alone | {
+        one.service: replace(wanted, **{name: value for name, value in one.spec.items() if name in HELD})
+        for one in records
+    }
+
+
+# what decides on memory
+HELD = frozenset({"embed_model", "rerank_model", "device", "embed_engine", "gpus"}) | {
+    f"generation_{name}" for name in ("engine", "model", "context", "sequences", "gpu_share", "args")
+}
+
+
+def _warn_of_closing(out: Output, wanted: Settings) -> None:
+    """Say so when other machines reach the embed server now, and will not any more."""
+    record = services.find(EMBED)
+    before = str(record.spec.get("host") or "") if record else ""
+    if before and not is_loopback(before) and is_loopback(wanted.host):
+        out.warn(
+            f"the embed server listened on {before}, and now listens on {wanted.host}: this machine only",
+            hint=f"to keep it open for others: qmd-remote settings set host={before}; then: qmd-remote up",
+        )
 
 
 def _require_folders(wanted: Settings) -> None:
@@ -135,7 +165,7 @@ def _with_key(out: Output, wanted: Settings) -> Settings:
 
 def _teller(out: Output) -> launch_up.OnPhase:
     def tell(service: str, phase: Phase) -> None:
-        out.phase(f"{launch_up.TITLES[service]}: {phase.name}", detail=phase.detail)
+        out.phase(f"{services.TITLES[service]}: {phase.name}", detail=phase.detail)
 
     return tell
 

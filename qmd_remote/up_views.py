@@ -11,9 +11,10 @@ from rich.table import Table
 
 from qmd_remote.launch.plan import Plan
 from qmd_remote.launch.status import ServiceStatus
-from qmd_remote.launch.up import TITLES, Started
+from qmd_remote.launch.up import Started
 from qmd_remote.presets import PRESETS
 from qmd_remote.reach import is_loopback
+from qmd_remote.services import TITLES
 from qmd_remote.settings import Settings
 from qmd_remote.views import styled, table
 
@@ -22,6 +23,7 @@ def plan_lines(settings: Settings, plan: Plan, why: str) -> list[str]:
     """What `up` is about to do, a line each."""
     generation = plan.generation
     how = {
+        "docker": f"{generation.model} by vLLM in {settings.generation_image}, on {generation.url}",
         "process": f"{generation.model} by `{generation.program} serve` on {generation.url}",
         "external": f"{generation.model} at {generation.url}",
         "off": f"off, since {generation.reason}",
@@ -31,9 +33,16 @@ def plan_lines(settings: Settings, plan: Plan, why: str) -> list[str]:
         f"  embed       {settings.embed_model}",
         f"  rerank      {settings.rerank_model}",
         f"  device      {settings.device}",
-        f"  listen on   {_bracketed(settings.host)}:{settings.port}" + ("" if settings.key else ", without a key"),
+        f"  listen on   {_bracketed(settings.host)}:{settings.port}{_which_key(settings)}",
         f"  generation  {how}",
     ]
+
+
+def _which_key(settings: Settings) -> str:
+    if settings.key:
+        return ""
+    open_to_all = is_loopback(settings.host) or settings.insecure_no_auth
+    return ", without a key" if open_to_all else ", with a key, which `up` makes"
 
 
 def _bracketed(host: str) -> str:
