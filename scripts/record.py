@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import termios
 from collections.abc import Iterable
@@ -161,12 +162,14 @@ def record(name: str, commands: Iterable[str], environment: dict[str, str]) -> N
     for command in commands:
         screen = Screen()
         # before it is drawn, so that lines break where they would break for a reader
-        screen.feed(run(command, environment).replace(environment["HOME"], "~"))
+        written = run(command, environment).replace(environment["HOME"], "~")
+        screen.feed(written.replace(sysconfig.get_path("purelib"), "…").replace(sys.prefix, "…"))
         lines += ["", PROMPT.format(command), *screen.lines()]
     svg = drawing(commands[0], lines[1:])
     for private in (str(ROOT), str(Path.home()), str(Path(sys.prefix)), socket.gethostname()):
         if private in svg:
-            sys.exit(f"{name}: what was recorded tells of this machine: {private}")
+            at = svg.index(private)
+            sys.exit(f"{name}: what was recorded tells of this machine: {svg[max(0, at - 200) : at + 80]}")
     (RECORDINGS / f"{name}.svg").write_text(svg, encoding="utf-8")
 
 

@@ -26,6 +26,26 @@ EXPANSION = "lex: passport renewal\nvec: what is needed to renew a passport\nhyd
 DIMENSION = 48
 
 
+SHARING = ("docker", "families")  # folders whose files share what is slow to start
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where tests run side by side: those of one file, and of a folder that shares its servers, stay together.
+
+    Marks of groups would say it shorter; pytest-xdist 3.8.0 passes over them with pytest 9.2, without a word.
+    """
+    from xdist.scheduler import LoadScopeScheduling  # here: without xdist the tests run, too
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            folder = file.rpartition("/")[0]
+            return folder if folder.rpartition("/")[2] in SHARING else file
+
+    return Together(config, log)
+
+
 @pytest.fixture
 def cli_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which all state and QMD's configuration lie; no setting comes from the caller's environment."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from qmd_remote import commands
+from qmd_remote.client import qmd_config
 from qmd_remote.client.checks import Target
 from qmd_remote.errors import ConfigError, NotRunning, UsageError
 from qmd_remote.output import Output
@@ -57,7 +58,7 @@ def test_flags_come_before_config_and_config_before_what_runs(find: Run, config:
     """URLs of the command line win over QMD's file, and that wins over running services."""
     runs(EMBED, LOCAL)
     runs(GENERATION, OTHER)
-    assert (LOCAL, OTHER) == urls(find())
+    assert (LOCAL, LOCAL) == urls(find())
     config("remote:\n  embed_url: http://c:1\n  generation_url: http://c:2\n")
     assert ("http://c:1", "http://c:2") == urls(find())
     flagged = find(embed_url="http://f:1/v1/")
@@ -81,12 +82,19 @@ def test_one_url_for_both_and_one_for_each_contradict(find: Run, other: str):
 
 
 @pytest.mark.parametrize("spelt", [LOCAL, "http://localhost:7001/v1", "http://[::1]:7001/"])
-def test_the_url_of_the_local_server_finds_generation_beside_it(find: Run, runs: Run, spelt: str):
-    """--url with any name of this machine's embed server tests the generation that belongs to it."""
+def test_the_url_of_the_local_server_knows_generation_behind_it(find: Run, runs: Run, spelt: str):
+    """--url with any name of this machine's embed server tests generation behind that door, of which more is known."""
     runs(EMBED, LOCAL)
     runs(GENERATION, OTHER, program="transformers", model="its/model")
     target = find(url=spelt)
-    assert (OTHER, False, "its/model") == (target.generation_url, target.generation_constrained, target.models.generate)
+    assert qmd_config.normalise_url(spelt) == target.embed_url == target.generation_url
+    assert (False, "its/model") == (target.generation_constrained, target.models.generate)
+
+
+def test_generation_alone_is_asked_at_its_own_port(find: Run, runs: Run):
+    """Where no embed server runs there is no door that passes requests on."""
+    runs(GENERATION, OTHER)
+    assert OTHER == find().generation_url
 
 
 def test_any_other_url_answers_for_everything(find: Run, runs: Run):

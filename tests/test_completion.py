@@ -43,7 +43,7 @@ def answers(qmd_remote: Run) -> Callable[[str], list[str]]:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("qmd-remote co", ["config", "completion"]),
+        ("qmd-remote co", ["compose", "config", "completion"]),
         ("qmd-remote config ", ["write", "remove", "check", "edit", "show", "path"]),
         ("qmd-remote logs ", ["embed", "generation"]),
         ("qmd-remote restart g", ["generation"]),
@@ -51,7 +51,7 @@ def answers(qmd_remote: Run) -> Callable[[str], list[str]]:
         ("qmd-remote serve --preset=m", ["mini"]),
         ("qmd-remote settings --preset c", ["cpu"]),
         ("qmd-remote up --device c", ["cuda", "cpu"]),
-        ("qmd-remote up --generation ", ["process", "external", "off"]),
+        ("qmd-remote up --generation ", ["docker", "process", "external", "off"]),
         ("qmd-remote up --generation-command v", ["vllm"]),
         ("qmd-remote up --embed-model nomic", [DESIGN_EMBED]),
         ("qmd-remote serve --rerank-model BAAI/", [DESIGN_RERANK]),

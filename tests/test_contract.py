@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -70,6 +71,14 @@ class World:
         file.write_text("s3cret\n", encoding="utf-8")
         return []
 
+    def apart(self) -> list[str]:
+        """Neither the hub nor the usual ports, which somebody else may have."""
+        with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+            ports = [str(server.getsockname()[1]) for server in (one, other)]
+        names = ("QMD_REMOTE_PORT", "QMD_REMOTE_GENERATION_PORT")
+        self.variables |= {"HF_HUB_OFFLINE": "1", **dict(zip(names, ports, strict=True))}
+        return []
+
     def at_url(self) -> list[str]:
         """Nothing to prepare: the server is named."""
         return ["--url", self.url]
@@ -96,10 +105,10 @@ class Contract:
     given: Callable[[World], list[str]] = as_it_is
 
 
-CHANGE = "path changed created written backup diff"
+CHANGE = "path client changed created written backup diff"
 SETTINGS = "settings preset_reason path exists"
 STORED = "path changed settings restart"
-CHECKED = "path verdict reason embed_url generation_url api_key findings chosen_by asked"
+CHECKED = "path client verdict reason embed_url generation_url api_key findings chosen_by asked"
 
 COMMANDS = {
     "up": Contract(TELLS, ("--preset gpuu", 2), "", "preset services checks", World.embed_runs),
@@ -107,8 +116,14 @@ COMMANDS = {
     "logs": Contract(SAYS, ("", 3), "embed -n 5", "logs", World.logged),
     "restart": Contract(TELLS, ("embed", 3)),
     "down": Contract(TELLS, None, "", "stopped"),
+    "service install": Contract(SAYS, ("--preset gpuu", 2), "--print", "path unit"),
+    "service uninstall": Contract(SAYS, None),
+    "service status": Contract(STILL, None),
     "serve": Contract(STILL, ("--api-key-file /nope", 4)),
+    "compose": Contract(STILL, ("--preset gpuu", 2), "--preset spark --no-probe", "compose"),
+    "doctor": Contract(SAYS, ("--preset gpuu", 2), "--preset mini", "checks seconds", World.apart),
     "test": Contract(TELLS, ("", 3), "", "target checks total_s", World.at_url),
+    "bench": Contract(SAYS, ("", 3), "--only rerank --seconds 0.1", "target server work client results", World.at_url),
     "config write": Contract(SAYS, ("--url h:1", 2), "", CHANGE, World.at_url),
     "config remove": Contract(SAYS, ("--index ../x", 2), "", CHANGE, World.configured),
     "config check": Contract(TELLS, ("", 4), "", CHECKED, World.configured),
@@ -132,7 +147,7 @@ COMMANDS = {
 }
 LINES = {line: contract.right for line, contract in COMMANDS.items() if contract.right is not None}
 WRONG = {line: contract.wrong for line, contract in COMMANDS.items() if contract.wrong}
-GROUPS = ["", "config", "settings", "key"]
+GROUPS = ["", "service", "config", "settings", "key"]
 
 
 @pytest.fixture
@@ -258,9 +273,10 @@ def test_a_quiet_success_says_its_result_alone(
     """With --quiet stderr has nothing but warnings."""
     contract = COMMANDS[line]
     assert contract.right is not None
+    more = contract.given(world)
     for name, value in world.variables.items():
         monkeypatch.setenv(name, value)
-    code, said = in_process(f"{line} {contract.right} -q", *contract.given(world))
+    code, said = in_process(f"{line} {contract.right} -q", *more)
     assert 0 == code, said.err
     for text in said.err.splitlines():
         assert text.startswith(("warning: ", "  ")), said.err
@@ -295,7 +311,9 @@ def test_the_list_of_commands_has_a_whole_line_for_each(group: str, qmd_remote: 
 def test_the_commands_stand_in_the_order_of_use(qmd_remote: Run):
     """First what is needed first."""
     listed = qmd_remote("--help").stdout.partition("Commands:\n")[2]
-    expected = "up status logs restart down serve test config settings models pull key completion"
+    expected = (
+        "up status logs restart down service serve compose test bench doctor config settings models pull key completion"
+    )
     assert expected.split() == [row.split()[0] for row in listed.splitlines()]
 
 

@@ -13,9 +13,10 @@ import pytest
 import typer.main
 
 from qmd_remote.cli import app
+from qmd_remote.client.families import find as find_family
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RECORDINGS = sorted((ROOT / "docs" / "recordings").glob("*.svg"))
 
 
@@ -35,7 +36,7 @@ def find(words: list[str]):
     return command, words
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_qmd_remote_command_in_the_docs_exists(page):
     """Each `qmd-remote …` line in a sh block names a command and options that exist."""
     for line in shell_lines(page.read_text(encoding="utf-8")):
@@ -92,7 +93,7 @@ def test_extras_in_the_readme_exist():
     assert used <= declared
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_between_pages_lead_somewhere(page):
     """Each relative link in README and docs names a file that exists."""
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
@@ -177,3 +178,18 @@ def test_a_drawing_names_no_font_of_the_network(recorder):
     assert "url(http" not in svg
     assert svg == recorder.drawing("qmd-remote status", lines)
     assert "$ qmd-remote status\nready" in shown(svg)
+
+
+def test_every_cell_of_the_compatibility_page_names_a_test():
+    """A row's tests are in its file, by the names that stand there."""
+    rows = re.findall(
+        r"^\|[^|]+\| `(test_\w+\.py)` \|(.+)\|$", (ROOT / "docs" / "compatibility.md").read_text("utf-8"), re.M
+    )
+    assert len(rows) > 10
+    for file, cells in rows:
+        there = (ROOT / "tests" / "families" / file).read_text("utf-8")
+        named = re.findall(r"`(test_\w+)`", cells)
+        assert named
+        assert [name for name in named if f"def {name}(" not in there] == []
+        config = cells.split(" | ")[3].strip()
+        assert config == "–" or find_family(re.sub(r"\[(.+)\].*", r"\1", config)).served

@@ -128,8 +128,7 @@ def test_config_write_changes_only_its_block_and_qmd_will_follow_it(box):
     written = box.config.read_text(encoding="utf-8")
     assert written.startswith(INDEX)
     block = written.removeprefix(INDEX)
-    assert f"embed_url: {box.url}\n" in block
-    assert f"generation_url: http://127.0.0.1:{box.generation_port}\n" in block
+    assert f"  url: {box.url}\n" in block
     assert "embed: sentence-transformers/all-MiniLM-L6-v2\n" in block
     assert "generate: HuggingFaceTB/SmolLM2-135M-Instruct\n" in block
     assert 0 == box.run("config", "write")[0]

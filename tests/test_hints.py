@@ -63,14 +63,34 @@ def test_a_hint_repeats_what_was_given_to_the_same_command(
     assert expected == json.loads(capsys.readouterr().out)["warnings"][0]["hint"]
 
 
+@pytest.mark.parametrize(
+    ("hint", "expected"),
+    [
+        ("qmd-remote up --generation-sequences 2", "qmd-remote up --device cpu --gpus none --generation-sequences 2"),
+        ("qmd-remote up --gpus 0; or wait", "qmd-remote up --device cpu --gpus 0; or wait"),
+        (
+            "`qmd-remote up --device cuda:1`, or --gpus all",
+            "`qmd-remote up --gpus none --device cuda:1`, or --gpus all",
+        ),
+        ("qmd-remote up --device mps --gpus all", "qmd-remote up --device mps --gpus all"),
+    ],
+)
+def test_a_hint_with_options_of_its_own_keeps_the_others(capsys: pytest.CaptureFixture[str], hint: str, expected: str):
+    """What the hint names replaces what was given; all else that was given stays."""
+    out = Output("up", as_json=True, given="--device cpu --gpus none")
+    out.warn("w", hint)
+    out.finish({})
+    assert expected == json.loads(capsys.readouterr().out)["warnings"][0]["hint"]
+
+
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")
 def test_up_repeats_its_flags(qmd_remote: Run, taken: int):
     """What is to be typed after an installation is the `up` that was typed before it."""
-    flags = ["--preset", "gpu", "--embed-model", "my model", "--port", str(taken), "--generation-command", "vllm"]
+    flags = ["--preset", "cpu", "--embed-model", "my model", "--port", str(taken), "--generation-command", "vllm"]
     done = qmd_remote("up", *flags, "--json", PATH="/usr/bin:/bin")
     said = done.envelope()
     assert (5, "port.taken") == (done.code, said["error"]["code"])
-    expected = f"qmd-remote up --preset gpu --embed-model 'my model' --port {taken} --generation-command vllm"
+    expected = f"qmd-remote up --preset cpu --embed-model 'my model' --port {taken} --generation-command vllm"
     assert [warning["hint"] for warning in said["warnings"]] == [f"pip install vllm, then: {expected}"]
 
 

@@ -12,7 +12,8 @@ import qmd_remote
 PACKAGE = Path(qmd_remote.__file__).parent
 LAYERS = {"server", "launch", "client"}
 FOUNDATION = (
-    *("errors", "paths", "output", "atomic", "editor", "expansion", "presets", "catalogue", "hub_cache"),
+    *("expansion", "expansion_request", "expansion_repair"),
+    *("errors", "paths", "output", "atomic", "editor", "presets", "catalogue", "hub_cache"),
     *("settings", "setting_values", "settings_file", "settings_edit", "keys", "reach", "options", "cli_run"),
     *("services", "supervision", "leash", "stop_wish", "reception", "logbook"),
 )

@@ -104,7 +104,7 @@ def test_a_place_that_cannot_be_written_is_an_error_of_configuration(tmp_path: P
 def test_changes_at_the_same_time_are_all_kept(tmp_path: Path):
     """Settings set by several processes at once all arrive."""
     path = tmp_path / "config.toml"
-    numbers = [f.name for f in declared() if type(f.default) is int]
+    numbers = [f.name for f in declared() if type(f.default) is int and f.metadata["low"] <= 7]
     threads = [threading.Thread(target=settings_edit.store, args=(path, {name: 7})) for name in numbers]
     for thread in threads:
         thread.start()

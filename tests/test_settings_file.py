@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from qmd_remote import settings_edit, settings_file
 from qmd_remote.errors import ConfigError
 from qmd_remote.presets import PRESETS
-from qmd_remote.setting_values import to_text
+from qmd_remote.setting_values import MOST, to_text
 from qmd_remote.settings import declared, handed_over, names, resolve
 from qmd_remote.settings_file import FileLayer
 
@@ -51,7 +51,7 @@ def values_of(f: dataclasses.Field[Any]) -> st.SearchStrategy[Any]:
     if isinstance(default, bool):
         return st.booleans()
     if isinstance(default, int):
-        return st.integers(math.ceil(low), 65535)
+        return st.integers(math.ceil(low), min(65535, MOST.get(f.name, 65535)))
     if isinstance(default, float):
         return st.floats(low, 1e300)
     if isinstance(default, tuple):

@@ -34,6 +34,13 @@ def test_the_plan_of_an_ipv6_address():
         assert "  listen on   [::1]:8001, without a key" in lines
 
 
+def test_the_plan_for_other_machines_has_a_key():
+    """Where others can come `up` makes a key, unless everybody is to be served."""
+    for insecure, words in ((False, "with a key, which `up` makes"), (True, "without a key")):
+        lines = up_views.plan_lines(Settings(host="0.0.0.0", insecure_no_auth=insecure), ON, "")
+        assert f"  listen on   0.0.0.0:8001, {words}" in lines
+
+
 def test_the_plan_says_why_and_how():
     """The preset with its reason, and generation with its program, or why it is off."""
     lines = up_views.plan_lines(Settings(api_key="k"), ON, "no GPU was found")
@@ -53,7 +60,7 @@ def upped(cli_home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tu
         monkeypatch.setattr(
             plan,
             "make",
-            lambda wanted, *_: Plan("mini", GenerationPlan("external", wanted.generation_url, "some/model")),
+            lambda wanted, *_, **__: Plan("mini", GenerationPlan("external", wanted.generation_url, "some/model")),
         )
         started = tuple(launch_up.Started(name, "already running", url=url) for name in (GENERATION, EMBED))
         monkeypatch.setattr(launch_up.Launch, "run", lambda _: started)
@@ -84,6 +91,16 @@ def test_up_fails_when_what_runs_is_no_good(upped: Run, nobody: str):
 def commands_of(lines: list[str]) -> list[list[str]]:
     """The commands among the next steps, as a shell splits them."""
     return [shlex.split(line.strip().split("   ")[0].split("  ")[0]) for line in lines if line.startswith("  qmd")]
+
+
+def test_a_server_that_closes_to_others_is_warned_about(upped: Run, runs: Run, stand_in: Run):
+    """`up` without --host goes back to this machine only, and says how to keep it open."""
+    server = stand_in()
+    assert [] == upped(server.url)[1]["warnings"]
+    runs(EMBED, server.url, spec={"host": "0.0.0.0"})
+    warning = upped(server.url)[1]["warnings"][0]
+    assert "0.0.0.0" in warning["message"]
+    assert "qmd-remote settings set host=0.0.0.0" in warning["hint"]
 
 
 def test_next_steps_on_loopback():

@@ -47,7 +47,8 @@ def ours(name: str, python: Path, backend: str, home: Path, device: str = "cpu")
     def environment(embed: Path, rerank: Path | None) -> dict[str, str]:
         chosen = {} if backend == "auto" else {"QMD_REMOTE_BACKEND": backend}
         models = {"EMBED_MODEL": str(embed), "RERANK_MODEL": str(rerank or embed)}
-        return {**models, **chosen, "DEVICE": device, "QMD_REMOTE_HOME": str(home), "QMD_REMOTE_GENERATION": "off"}
+        alike = {"QMD_REMOTE_PROMPTS": "off", "QMD_REMOTE_GENERATION": "off"}  # the texts that the peers are given
+        return {**models, **chosen, **alike, "DEVICE": device, "QMD_REMOTE_HOME": str(home)}
 
     def command(port: int, _embed: Path, _rerank: Path | None) -> list[str]:
         return [str(python.with_name("qmd-remote")), "serve", "--host", "127.0.0.1", "--port", str(port)]
