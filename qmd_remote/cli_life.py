@@ -228,7 +228,7 @@ def down(as_json: options.Json = False, quiet: options.Quiet = False, verbose: o
     out = Output("down", as_json=as_json, quiet=quiet, verbose=verbose)
 
     def body() -> int:
-        from qmd_remote.launch.up import bring_down
+        from qmd_remote.launch.down import bring_down
         from qmd_remote.services import TITLES
 
         began = time.monotonic()

@@ -16,6 +16,7 @@ from qmd_remote.client import qmd_config
 from qmd_remote.errors import ConfigError, NotRunning, PrerequisiteError, ServiceFailed
 from qmd_remote.launch import containers, docker_plan, hardware, plan, systemd, unit
 from qmd_remote.launch import up as launch_up
+from qmd_remote.launch.down import STOP_MARGIN_S
 from qmd_remote.launch.engine import STOP_GRACE_S
 from qmd_remote.output import Output
 from qmd_remote.reach import server_tls
@@ -174,8 +175,8 @@ def program(called: str | None = None) -> tuple[str, ...]:
 
 def _stop_limit_s(wanted: Settings) -> float:
     """Seconds that an orderly end of `up --foreground` may take: one service after the other, each with its limit."""
-    one = max(wanted.shutdown_limit_s, STOP_GRACE_S) + launch_up.STOP_MARGIN_S
-    return len(services.SERVICES) * one + launch_up.STOP_MARGIN_S
+    one = max(wanted.shutdown_limit_s, STOP_GRACE_S) + STOP_MARGIN_S
+    return len(services.SERVICES) * one + STOP_MARGIN_S
 
 
 def _ours_at(path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Bringing the services up and down. Whatever a failed or interrupted `up` started is stopped again."""
+"""Bringing the services up. Whatever a failed or interrupted `up` started is stopped again."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 
 from qmd_remote import logbook, paths, services, supervision
-from qmd_remote.errors import Interrupted, ServiceFailed
-from qmd_remote.launch import containers, diagnose, status, wait
-from qmd_remote.launch.engine import STOP_GRACE_S, Found
+from qmd_remote.errors import Interrupted
+from qmd_remote.launch import containers, diagnose, down, wait
+from qmd_remote.launch.engine import STOP_GRACE_S
 from qmd_remote.launch.phases import Phase
 from qmd_remote.launch.plan import Plan
 from qmd_remote.reach import is_loopback
@@ -27,7 +27,6 @@ from qmd_remote.services import EMBED, GENERATION, TITLES, Record
 from qmd_remote.settings import Settings
 from qmd_remote.supervision import end_with_parent, listen, python_module
 
-STOP_MARGIN_S = 30.0  # beyond the time that running requests get: for the supervisor and for what it supervises
 REGISTERED_S = 60.0  # a supervisor needs less than a second where nothing else is going on
 OURS = frozenset({"process", containers.DOCKER})  # the generation engines that we start ourselves
 DIGESTS = frozenset({"api_key", "certificate"})  # what a record keeps of them tells a person nothing
@@ -141,7 +140,7 @@ class Launch:
                     process.terminate()
             grace = max(self.settings.shutdown_limit_s, STOP_GRACE_S if containers.planned(self.plan) else 0)
             for process in self.begun.values():
-                services.end_tree(process, grace_s=grace + STOP_MARGIN_S)
+                services.end_tree(process, grace_s=grace + down.STOP_MARGIN_S)
             self.leashes.close()
             for service in services.SERVICES:
                 # one that was stopped before it listened to signals could not remove its record
@@ -160,9 +159,9 @@ class Launch:
         if generation.engine not in OURS:
             running = services.find(GENERATION)
             if running is not None:
-                require_background(running)
+                down.require_background(running)
                 self.on_phase(GENERATION, Phase(f"stopping, since generation is {generation.engine} now"))
-            _stop(GENERATION)
+            down.stop(GENERATION)
             return Started(GENERATION, generation.engine, generation.url, generation.model, reason=generation.reason)
         return self._ensure(GENERATION)
 
@@ -187,12 +186,12 @@ class Launch:
     def _replace(self, service: str, changed: tuple[str, ...]) -> Started:
         record = services.find(service)
         if record is not None:
-            require_background(record)
+            down.require_background(record)
             why = f", since its settings changed ({'; '.join(changed)})" if changed else ""
             if not record.url.endswith(f":{self._place(service)[1]}"):
                 self._require_free_port(service)  # before the one that runs is stopped
             self.on_phase(service, Phase(f"stopping{why}"))
-        _stop(service)
+        down.stop(service)
         self._require_free_port(service)
         return self._start(service, "restarted", changed)
 
@@ -303,47 +302,6 @@ def _deaf() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def bring_up(settings: Settings, plan: Plan, on_phase: OnPhase) -> tuple[Started, ...]:
-    """Bring every planned service up and wait until all are ready; as `Launch.run`."""
-    return Launch(settings, plan, on_phase).run()
-
-
-def bring_down(names: Sequence[str] = (EMBED, GENERATION)) -> tuple[tuple[Record, ...], tuple[Found, ...]]:
-    """Stop the services of these names; returns the records of those that ran, and containers left without a keeper."""
-    with services.exclusive():
-        for name in names:
-            if services.find(name) is None and status.why_it_failed(name):
-                # `status` tells the cause of a failed start for as long as it is the last thing in the log
-                logbook.Logbook(paths.log_file(name)).say("the failed start was cleared by `qmd-remote down`")
-        stopped = tuple(record for name in names if (record := _stop(name)) is not None)
-        swept = containers.sweep(names)
-        return stopped, swept
-
-
-def _stop(service: str) -> Record | None:
-    record = services.find(service)
-    if record is not None:
-        limit = record.spec.get("shutdown_limit_s")
-        grace = limit if isinstance(limit, int | float) else 30.0
-        if record.program == containers.DOCKER:
-            grace = max(grace, STOP_GRACE_S)
-        services.stop(record, grace_s=grace + STOP_MARGIN_S)
-    # also the record of a supervisor that was killed, and so could not remove it
-    services.record_file(service).unlink(missing_ok=True)
-    return record
-
-
-def require_background(record: Record) -> None:
-    """Refuse to replace a service behind the back of the `up --foreground` that it belongs to. Raises ServiceFailed."""
-    owner = services.foreground_owner(record)
-    if owner is not None:
-        raise ServiceFailed(
-            f"the {TITLES[record.service]} belongs to `qmd-remote up --foreground` (pid {owner})",
-            hint="restart that one: with Ctrl-C and `qmd-remote up --foreground`, or through its service manager",
-            code="foreground",
-        )
 
 
 def _started(record: Record, action: str, seconds: float, changed: tuple[str, ...]) -> Started:

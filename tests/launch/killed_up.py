@@ -19,7 +19,7 @@ from qmd_remote.launch.hardware import Hardware
 from qmd_remote.settings import handed_over
 
 # what an `up` goes through between its first look and its last; the rest computes
-MODULES = ("qmd_remote.launch.up", "qmd_remote.launch.wait", "qmd_remote.services", "qmd_remote.logbook")
+MODULES = tuple(f"qmd_remote.{name}" for name in ("launch.up", "launch.down", "launch.wait", "services", "logbook"))
 HARDWARE = Hardware(nvidia=False, apple_gpu=False, vllm=False, transformers_serve=True, server=True, bundled={})
 
 

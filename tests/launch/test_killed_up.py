@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qmd_remote import paths, services
-from qmd_remote.launch import plan, up
+from qmd_remote.launch import down, plan, up
 from qmd_remote.launch.hardware import Hardware
 from qmd_remote.launch.keeper import free_port
 from qmd_remote.settings import Settings
@@ -47,7 +47,7 @@ class Victim:
         planned = plan.make(self.settings, HARDWARE, paths.cache_dir())
         with self.monkeypatch.context() as patch:
             patch.setattr(sys, "executable", self.python)
-            return [one.action for one in up.bring_up(self.settings, planned, lambda *_: None)]
+            return [one.action for one in up.Launch(self.settings, planned, lambda *_: None).run()]
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def nothing_is_left(victim: Victim, running: list[str]) -> None:
 def test_down_clears_what_a_killed_up_leaves(point: str, victim: Victim, still_running: Callable[[], list[str]]):
     """After a kill -9 of `up` at this point, a `down` right behind it leaves nothing."""
     assert -signal.SIGKILL == victim.run(point).returncode
-    up.bring_down()
+    down.bring_down()
     nothing_is_left(victim, still_running())
 
 
@@ -107,7 +107,7 @@ def test_the_next_up_goes_on_from_what_a_killed_up_leaves(
     assert -signal.SIGKILL == victim.run(point).returncode
     assert {"started", "already running"} >= set(victim.up())
     assert all(services.find(name) for name in services.SERVICES)
-    up.bring_down()
+    down.bring_down()
     nothing_is_left(victim, still_running())
 
 
@@ -123,5 +123,5 @@ def test_an_up_killed_while_it_replaces_a_service_is_made_good(
     found = services.find(services.EMBED)
     assert found is not None
     assert 8 == found.spec["max_batch_size"]
-    up.bring_down()
+    down.bring_down()
     nothing_is_left(victim, still_running())

@@ -16,7 +16,7 @@ import pytest
 
 from qmd_remote import paths, services
 from qmd_remote.errors import Exit, PrerequisiteError, QmdRemoteError, ServiceFailed, WaitEnded
-from qmd_remote.launch import plan, up
+from qmd_remote.launch import down, plan, up
 from qmd_remote.launch.hardware import Hardware
 from qmd_remote.launch.keeper import free_port
 from qmd_remote.launch.phases import Phase
@@ -51,7 +51,7 @@ class Box:
     def up(self, **changes: object) -> tuple[up.Started, ...]:
         """Bring up what the settings, changed so, mean."""
         settings = replace(self.settings, **changes)  # type: ignore[arg-type]
-        return up.bring_up(settings, plan.make(settings, self.hardware, paths.cache_dir()), self.on_phase)
+        return up.Launch(settings, plan.make(settings, self.hardware, paths.cache_dir()), self.on_phase).run()
 
     def answers(self) -> list[bool]:
         """Whether generation and the embed server answer on their ports."""
@@ -200,7 +200,7 @@ def test_one_up_at_a_time(box: Box):
     with subprocess.Popen([PYTHON, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
-        for work in (box.up, up.bring_down):
+        for work in (box.up, down.bring_down):
             with pytest.raises(ServiceFailed) as caught:
                 work()
             assert "busy" == caught.value.code
@@ -212,7 +212,7 @@ def test_a_relative_home_is_the_same_home_for_the_services(box: Box, monkeypatch
     monkeypatch.chdir(box.folder)
     monkeypatch.setenv("QMD_REMOTE_HOME", "home")
     assert ["started"] * 2 == [one.action for one in box.up()]
-    assert 2 == len(up.bring_down()[0])
+    assert 2 == len(down.bring_down()[0])
     nothing_left(box, still_running())
 
 
@@ -241,15 +241,15 @@ def test_without_a_process_the_running_engine_is_stopped(changes: dict[str, str]
 def test_down_twice(box: Box, still_running):
     """The first `down` stops both services and returns what they were; the second finds nothing and is content."""
     started = box.up()
-    assert {one.pid for one in started} == {record.pid for record in up.bring_down()[0]}
+    assert {one.pid for one in started} == {record.pid for record in down.bring_down()[0]}
     nothing_left(box, still_running())
-    assert ((), ()) == up.bring_down()
+    assert ((), ()) == down.bring_down()
 
 
 def test_down_takes_one_service_alone(box: Box):
     """A service that is named is stopped, the other one goes on."""
     box.up()
-    assert [EMBED] == [record.service for record in up.bring_down([EMBED])[0]]
+    assert [EMBED] == [record.service for record in down.bring_down([EMBED])[0]]
     assert [True, False] == box.answers()
 
 
@@ -260,7 +260,7 @@ def test_down_clears_the_record_of_a_killed_service(box: Box):
         process = psutil.Process(one.pid)
         process.kill()
         process.wait()
-    assert ((), ()) == up.bring_down()
+    assert ((), ()) == down.bring_down()
     assert not any(services.record_file(name).exists() for name in services.SERVICES)
 
 
