@@ -122,15 +122,10 @@ class ContainerKeeper:
         return found
 
     async def _ours_alone(self, image_id: str) -> Found | None:
-        """The same container if it is there; others of ours for this service are removed, and foreign ones refused.
-
-        One of another image with the same name, built or pulled anew since, is another one; so is a paused one, which
-        no engine starts.
-        """
+        """The same container if it is there; others of ours for this service are removed, and foreign ones refused."""
         same: Found | None = None
         for one in await self._engine(self.engine.ours, self.container.owner, self.container.service):
-            wanted = (self.container.name, self.container.spec_hash, image_id)
-            if (one.name, one.spec_hash, one.image_id) == wanted and one.state != "paused":
+            if one.is_of(self.container, image_id):
                 same = one
             else:
                 log.info("container %s is replaced, since its settings or its image changed", one.name)
@@ -232,10 +227,10 @@ class ContainerKeeper:
     async def _next_hang(self) -> None:
         """Return when the service hangs. Our own server is not asked: it supervises its worker itself."""
         one = self.service
-        while True:
-            await asyncio.sleep(one.hang_limit_s)
-            if one.model and await hang.is_hung(one.url, one.model, one.hang_limit_s, one.key):
-                return
+        if one.model:
+            await hang.until_hung(one.url, one.model, one.hang_limit_s, one.key)
+        else:
+            await asyncio.Event().wait()
 
     async def _restart(self, found: Found, ready_for_s: float) -> Found:
         """Restart a service that hangs, after a pause that grows when it happens again and again."""

@@ -18,7 +18,7 @@ import sys
 from qmd_remote import logbook, paths, services
 from qmd_remote import settings as settings_module
 from qmd_remote.errors import ConfigError, QmdRemoteError
-from qmd_remote.launch import containers, conversion, dialect, docker_plan, download, hardware, plan, relay
+from qmd_remote.launch import containers, conversion, dialect, docker_plan, download, hang, hardware, plan, relay
 from qmd_remote.launch.container import Container
 from qmd_remote.launch.container_keeper import ContainerKeeper, Service
 from qmd_remote.launch.wait import Limits
@@ -127,12 +127,15 @@ async def _keep(
     env = {**PATIENT_THREADS, **os.environ, **QUIET, **generation.env}
     # the engine listens on loopback for the relay only; our key is not its business
     env.pop("QMD_REMOTE_API_KEY", None)
+    watch = functools.partial(hang.until_hung, f"http://127.0.0.1:{port}", generation.model, settings.hang_limit_s)
     child = Child(
         name=f"generation engine ({generation.program})",
         argv=[str(port) if part == plan.PORT else part for part in generation.argv],
         env=env,
         ready=functools.partial(answers_ok, f"http://127.0.0.1:{port}"),
         grace_s=ENGINE_GRACE_S,
+        # only vLLM counts its tokens, by which a long queue is told from a standstill
+        until_hung=watch if generation.program == "vllm" else None,
     )
     supervisor = Supervisor(child, book=book, wish=wish)
     adapt = dialect.ADAPT.get(generation.program, dialect.unchanged)

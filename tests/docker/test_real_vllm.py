@@ -17,7 +17,7 @@ import pytest
 from qmd_remote import expansion
 from qmd_remote.services import GENERATION
 from tests.docker import images
-from tests.docker.test_life import Box
+from tests.docker.box import Box
 from tests.launch.command_line import CommandLine
 from tests.server import tiny_models
 
