@@ -14,8 +14,9 @@ import logging
 import os
 import socket
 import sys
+from pathlib import Path
 
-from qmd_remote import logbook, paths, services
+from qmd_remote import hub_cache, logbook, paths, services
 from qmd_remote import settings as settings_module
 from qmd_remote.errors import ConfigError, QmdRemoteError
 from qmd_remote.launch import containers, conversion, dialect, docker_plan, download, hang, hardware, plan, relay
@@ -110,6 +111,11 @@ def container_service(settings: Settings, name: str) -> Service:
             "embed server", settings.url, limits, settings.hang_limit_s, key=settings.key, certificate=settings.tls_cert
         )
     key = "" if is_loopback(settings.generation_host) else settings.key
+    fills: tuple[Path, ...] = ()
+    if docker_plan.to_download(settings):
+        # the hub's library may collect the parts of a file in a folder of its own first
+        xet = docker_plan.hf_home(os.environ) / "xet"
+        fills = (hub_cache.model_folder(settings.generation_model, hub_cache.folder()), xet)
     return Service(
         "generation engine",
         settings.generation_at,
@@ -117,6 +123,7 @@ def container_service(settings: Settings, name: str) -> Service:
         settings.hang_limit_s,
         model=settings.generation_model,
         key=key,
+        fills=fills,
     )
 
 
