@@ -14,11 +14,13 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from qmd_remote import hub_cache, logbook, paths, services
+from qmd_remote import hub_cache, logbook, paths, services, turn
 from qmd_remote import settings as settings_module
-from qmd_remote.errors import ConfigError, QmdRemoteError
+from qmd_remote.errors import ConfigError, Interrupted, QmdRemoteError
 from qmd_remote.launch import containers, conversion, dialect, docker_plan, download, hang, hardware, plan, relay
 from qmd_remote.launch.container import Container
 from qmd_remote.launch.container_keeper import ContainerKeeper, Service
@@ -91,6 +93,9 @@ def _keep_container(settings: Settings, container: Container) -> int:
 async def _live(settings: Settings, keeper: ContainerKeeper) -> int:
     """Have the model here, then keep the container: it then needs no token, and no rights on the hub's cache."""
     generation = keeper.container.service == services.GENERATION
+    if not generation:
+        with keeper.wish.heeded_in_loop(), suppress(Interrupted):
+            await asyncio.to_thread(turn.wait_for_generation, settings, _reporter(keeper))
     if generation and docker_plan.to_download(settings) and download.possible():
         with keeper.wish.heeded_in_loop():
             if not await download.ensure(settings.generation_model, keeper.book, keeper.wish):
@@ -101,6 +106,20 @@ async def _live(settings: Settings, keeper: ContainerKeeper) -> int:
         )
         keeper.container = planned.generation.container or keeper.container
     return await keeper.run()
+
+
+def _reporter(keeper: ContainerKeeper) -> Callable[[str, float | None], None]:
+    """Says a phase once; raises Interrupted when the keeper is told to stop."""
+    said: set[str] = set()
+
+    def report(phase: str, _: float | None) -> None:
+        if keeper.wish.asked.is_set():
+            raise Interrupted(phase)
+        if phase not in said:
+            keeper.book.say(f"phase: {phase}")
+        said.add(phase)
+
+    return report
 
 
 def container_service(settings: Settings, name: str) -> Service:

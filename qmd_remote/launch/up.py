@@ -251,6 +251,7 @@ class Launch:
         Until it is registered it ends with us, so that none is left that nobody can find; in the foreground always.
         """
         kept = service == GENERATION or service in containers.planned(self.plan)
+        second = service == EMBED and not self.waits and self.plan.generation.memory is not None
         module = ["qmd_remote.launch.keeper", service] if kept else ["qmd_remote", "serve", "--managed", "--json"]
         with logbook.begin(paths.log_file(service)) as log:
             process = psutil.Popen(
@@ -261,6 +262,7 @@ class Launch:
                     **paths.home_env(),
                     "PYTHONUNBUFFERED": "1",
                     services.STAYS_WITH_PARENT: "1" if self.foreground else "",
+                    services.AFTER_GENERATION: "1" if second else "",
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=log,
