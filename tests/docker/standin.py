@@ -204,6 +204,10 @@ class Handler(BaseHTTPRequestHandler):
             raise Invalid(404, "NotFoundError", "model", words)
         if self.chats and "messages" not in asked:
             raise Invalid(400, "Bad Request", "body.messages", "1 validation error:\n  Field required")
+        if self.chats and not isinstance(asked["messages"], list):
+            raise Invalid(400, "Bad Request", "body.messages", "1 validation error:\n  Input should be a valid list")
+        if not isinstance(asked.get("prompt", ""), str | list):
+            raise Invalid(400, "Bad Request", "body.prompt", "1 validation error:\n  Input should be a valid string")
         if not self.chats and not asked.get("prompt"):
             words = "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)"
             raise Invalid(400, "BadRequestError", "prompt", words)
