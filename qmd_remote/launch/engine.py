@@ -86,7 +86,9 @@ class Published:
 class PullProgress:
     """How far a pull is: bytes of all layers seen so far, layers done, and what is being done now.
 
-    `layers` tells each layer that is under way: (id, what, done bytes, total bytes).
+    `layers` tells each layer that is under way: (id, what, done bytes, total bytes). `unsized` counts those to come
+    whose size is not known yet. `unpacking_s` is for how long the slowest layer has been unpacked, where the engine
+    tells that instead of bytes.
     """
 
     done: int
@@ -95,6 +97,8 @@ class PullProgress:
     layers_total: int
     step: Literal["downloading", "unpacking", "waiting", "verifying"]
     layers: tuple[tuple[str, str, int, int], ...] = ()
+    unsized: int = 0
+    unpacking_s: int = 0
 
 
 class Engine(Protocol):
