@@ -15,8 +15,8 @@ from typing import TypeVar
 
 import httpx
 
-from qmd_remote.errors import PrerequisiteError, QmdRemoteError, ServiceFailed
-from qmd_remote.launch import container_end, hang, phases, wait
+from qmd_remote.errors import QmdRemoteError, ServiceFailed
+from qmd_remote.launch import container_end, docker_preflight, hang, phases, wait
 from qmd_remote.launch.container import Container
 from qmd_remote.launch.container_log import ContainerLog
 from qmd_remote.launch.container_watch import Happening, Watch, end_in_words
@@ -137,12 +137,7 @@ class ContainerKeeper:
                 await self._engine(self.engine.remove, one)
         other = None if same else await self._engine(self.engine.find, self.container.name)
         if other is not None:
-            raise PrerequisiteError(
-                f"there is a container named {other.name} that is not ours",
-                hint=f"look at it: docker inspect {other.name}; or take another name: "
-                f"--{self.container.service}-container NAME",
-                code="name.taken",
-            )
+            raise docker_preflight.foreign(self.container, other)
         return same
 
     async def _still_starting(self, before: Found) -> Found:

@@ -95,7 +95,7 @@ COMPLAINTS: tuple[Complaint, ...] = (
         r"name .* is already in use",
         "name.taken",
         "another container has the name",
-        "look at it: docker ps -a; or take another name: --generation-container NAME",
+        "look at it: docker ps -a; rename it: docker rename NAME OTHER; or remove it: docker rm NAME",
     ),
     Complaint(
         r"no matching manifest for|no image found in (?:manifest list|image index)|"

@@ -24,11 +24,17 @@ CDI_GPU = "nvidia.com/gpu"  # the kind of device in a specification
 
 def look_at_name(container: Container, found: Found | None) -> None:
     """Refuse a name that somebody else's container has. Raises PrerequisiteError (name.taken)."""
-    if found is None or found.owner == container.owner:
-        return
-    raise PrerequisiteError(
+    if found is not None and found.owner != container.owner:
+        raise foreign(container, found)
+
+
+def foreign(container: Container, found: Found) -> PrerequisiteError:
+    """The error for a container that has the name of ours; the embed server's name has no option of its own."""
+    embed = container.service == services.EMBED
+    other = "qmd-remote settings set embed_container=NAME" if embed else "--generation-container NAME"
+    return PrerequisiteError(
         f"there is a container named {found.name} that is not ours ({found.image}, {found.state})",
-        hint=f"look at it: docker inspect {found.name}; or take another name: --{container.service}-container NAME",
+        hint=f"look at it: docker inspect {found.name}; or take another name: {other}",
         code="name.taken",
     )
 

@@ -42,7 +42,7 @@ CAUSES: dict[str, tuple[str, Exit, str, str]] = {
     "docker_image_missing": ("image.missing", FOUR, "no such image", "--generation-image"),
     "docker_image_rate": ("image.rate", FIVE, "no more pulls", "docker login"),
     "docker_mount": ("mount.missing", FOUR, "folder", "HF_HOME"),
-    "docker_name": ("name.taken", FIVE, "name", "--generation-container"),
+    "docker_name": ("name.taken", FIVE, "name", "docker rename"),
     "docker_permission": ("docker.permission", FIVE, "user", "sudo usermod -aG docker"),
     "docker_port": ("port.taken", FIVE, "port", "--generation-port"),
     "docker_port_allocated": ("port.taken", FIVE, "port", "--generation-port"),

@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import psutil
 import pytest
+import typer.main
 
-from qmd_remote import services
+from qmd_remote import services, settings
+from qmd_remote.cli import app
 from qmd_remote.errors import ConfigError, PrerequisiteError
 from qmd_remote.launch import docker_preflight
 from qmd_remote.launch.container import Container, Mount
@@ -76,6 +78,20 @@ def test_a_foreign_container_of_our_name_is_left_alone_and_named():
     assert "--generation-container" in told.value.hint
     docker_preflight.look_at_name(WANTED, Found("1", "qmd-vllm", "vllm", "exited", owner="us"))
     docker_preflight.look_at_name(WANTED, None)
+
+
+def test_the_way_to_another_name_can_be_typed():
+    """An option that the hint names is one of `up`; the embed server's name has none, and is a setting that exists."""
+    options = {option for one in typer.main.get_command(app).commands["up"].params for option in one.opts}
+    hints = {}
+    for service in services.SERVICES:
+        with pytest.raises(PrerequisiteError) as told:
+            docker_preflight.look_at_name(replace(WANTED, service=service), Found("1", "x", "postgres", "running"))
+        hints[service] = told.value.hint
+        assert set(re.findall(r"--[a-z-]+", told.value.hint)) <= options
+    assert "embed_container" in settings.names()
+    assert "qmd-remote settings set embed_container=NAME" in hints["embed"]
+    assert "--generation-container NAME" in hints["generation"]
 
 
 def test_the_container_of_another_installation_is_foreign():
