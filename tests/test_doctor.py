@@ -277,6 +277,15 @@ def test_an_engine_is_shown_with_its_endpoint_and_what_is_to_pull(cli_home: Path
     assert wanted.generation_image in found.detail
 
 
+def test_an_image_that_has_to_be_built_is_a_failure(cli_home: Path):
+    """`up` would refuse to start for it, with the same fix."""
+    wanted = of("cpu", embed_engine="docker")
+    with pytest.raises(PrerequisiteError) as met:
+        doctor_containers.engine(wanted, AnEngine, planned(wanted, CPU, cli_home))  # type: ignore[arg-type]
+    assert "image.missing" == met.value.code
+    assert "docker build -t qmd-embed-rerank ." in met.value.hint
+
+
 @pytest.mark.parametrize(
     ("facts", "state"),
     [

@@ -112,6 +112,7 @@ class DockerEngine:
         docker_preflight.look_at_port(container, facts, self.published())
         warnings = docker_preflight.look_at_gpu(container, facts)
         if image is None:
+            docker_preflight.look_at_absence(container)
             return docker_preflight.look_at_disk(container, facts) + warnings
         docker_preflight.look_at_image(container, image, facts)
         return warnings

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from qmd_remote import services
+from qmd_remote import services, settings
 from qmd_remote.errors import ConfigError, PrerequisiteError
 from qmd_remote.launch.container import Container
 from qmd_remote.launch.engine import EngineFacts, Found, ImageFacts, Published
@@ -36,6 +36,19 @@ def foreign(container: Container, found: Found) -> PrerequisiteError:
         f"there is a container named {found.name} that is not ours ({found.image}, {found.state})",
         hint=f"look at it: docker inspect {found.name}; or take another name: {other}",
         code="name.taken",
+    )
+
+
+def look_at_absence(container: Container) -> None:
+    """Refuse to pull what no registry has: our own image, which is built. Raises PrerequisiteError (image.missing)."""
+    own = settings.field_of("embed_image").default
+    if container.service != services.EMBED or container.image.removesuffix(":latest") != own:
+        return
+    raise PrerequisiteError(
+        f"the image {own} is not here; it is built from the sources of qmd-remote, and is in no registry",
+        hint=f"in a checkout of qmd-remote: docker build -t {own} .; or, without it: qmd-remote up "
+        "--embed-engine process",
+        code="image.missing",
     )
 
 

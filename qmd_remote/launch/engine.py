@@ -113,7 +113,7 @@ class Engine(Protocol):
         """Look at all that could stop `container` before anything is made; returns warnings.
 
         Raises PrerequisiteError or ConfigError: the GPU runtime, the port (with its holder), a mount's source, a
-        foreign container of this name, disk space for an image that is not here.
+        foreign container of this name, disk space for an image that is not here, or an image that has to be built.
         """
 
     def image(self, name: str) -> ImageFacts | None:

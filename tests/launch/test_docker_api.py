@@ -188,6 +188,18 @@ def test_a_published_name_becomes_an_address(api):
     assert "bind.address" == told.value.code
 
 
+def test_our_image_that_is_not_built_ends_the_look_before_anything_is_made(api):
+    """The engine is asked for the image, and for nothing after it; another one that is not here is left to the pull."""
+    engine = docker_engine.connect(api.env)
+    wanted = replace(WANTED, service="embed", image="qmd-embed-rerank", name="other", gpus="none")
+    api.answers["/containers/json"] = []
+    with pytest.raises(PrerequisiteError) as told:
+        engine.preflight(wanted)
+    assert ("image.missing", Exit.PREREQUISITE) == (told.value.code, told.value.exit_code)
+    assert "/containers/create" not in api.bodies
+    assert () == engine.preflight(replace(wanted, image="acme/embed"))
+
+
 class Chunks:
     """A chunked answer that sends these and then stays open until the test ends, or breaks off."""
 

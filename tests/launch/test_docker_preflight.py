@@ -183,6 +183,22 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     assert "mount.permission" == told.value.code
 
 
+@pytest.mark.parametrize("image", ["qmd-embed-rerank", "qmd-embed-rerank:latest"])
+def test_our_own_image_is_built_and_not_pulled(image):
+    """No registry has it, so that a pull would ask for a login."""
+    with pytest.raises(PrerequisiteError) as told:
+        docker_preflight.look_at_absence(replace(WANTED, service="embed", image=image))
+    assert "image.missing" == told.value.code
+    assert "docker build -t qmd-embed-rerank ." in told.value.hint
+
+
+def test_an_image_of_another_name_may_be_pulled():
+    """Somebody may have put it into a registry, and under our name vLLM's is not ours."""
+    for name in ("registry.example/qmd-embed-rerank", "qmd-embed-rerank:2", "acme"):
+        docker_preflight.look_at_absence(replace(WANTED, service="embed", image=name))
+    docker_preflight.look_at_absence(replace(WANTED, image="qmd-embed-rerank"))
+
+
 def test_an_image_for_another_processor_is_refused():
     """The hint fetches the right one; an image that does not tell is let through."""
     docker_preflight.look_at_image(WANTED, ImageFacts("1", "amd64"), FACTS)
