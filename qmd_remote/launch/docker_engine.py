@@ -42,6 +42,7 @@ GONE_S = 30.0  # for a container to vanish after its end
 POLL_S = 0.2
 CREATED = "created"  # the state of what was never started
 ALREADY_GOING = "already in progress"
+NO_LIMITS = ("setting rlimit", "setrlimit")  # runc's words, and crun's
 
 # what the SDK lets through when a connection breaks, besides its own errors
 BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, StreamParseError, struct.error)
@@ -177,7 +178,7 @@ class DockerEngine:
             try:
                 return self._created(container, how)
             except APIError as error:
-                if not container.ulimits or "setting rlimit" not in str(error):
+                if not container.ulimits or not any(words in str(error) for words in NO_LIMITS):
                     raise
                 # a rootless engine, or one that is confined itself, may not raise limits; most models need none
                 log.warning(

@@ -15,7 +15,7 @@ import pytest
 
 from qmd_remote.errors import ConfigError, Exit, Interrupted, PrerequisiteError, ServiceFailed, WaitEnded
 from qmd_remote.launch import docker_engine
-from qmd_remote.launch.container import Container
+from qmd_remote.launch.container import Container, Ulimit
 from qmd_remote.launch.engine import Found, ImageFacts
 from tests.launch.engine_api import CONTAINER, PODMAN, EngineApi
 
@@ -175,6 +175,32 @@ def test_no_gpu_is_asked_for_without_one(api):
     """`--gpus none` asks for nothing."""
     docker_engine.connect(api.env).run(replace(WANTED, gpus="none"), IMAGE)
     assert not api.bodies["/containers/create"]["HostConfig"].get("DeviceRequests")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "runc create failed: unable to start container process: error setting rlimits for ready process: error setting "
+        "rlimit type 8: operation not permitted: unknown",
+        "crun: setrlimit `RLIMIT_MEMLOCK`: Operation not permitted: OCI permission denied",
+    ],
+)
+def test_limits_that_the_engine_may_not_set_are_left_out(api, words, caplog):
+    """A rootless engine may raise none, whichever runtime says so: the container starts without them."""
+    asked = []
+
+    def start(handler) -> None:
+        asked.append(api.bodies["/containers/create"]["HostConfig"]["Ulimits"])
+        data = json.dumps({"message": words}).encode() if len(asked) == 1 else b""
+        status = b"500 Internal Server Error" if data else b"204 No Content"
+        handler.wfile.write(
+            b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (status, len(data), data)
+        )
+
+    api.answers[f"/containers/{FOUND.id}/start"] = start
+    docker_engine.connect(api.env).run(replace(WANTED, gpus="none", ulimits=(Ulimit("memlock", -1, -1),)), IMAGE)
+    assert [[{"Name": "memlock", "Soft": -1, "Hard": -1}], []] == asked
+    assert "memlock: they are left out" in caplog.text
 
 
 def test_a_published_name_becomes_an_address(api):
