@@ -134,7 +134,7 @@ class ContainerKeeper:
                 same = one
             else:
                 log.info("container %s is replaced, since its settings or its image changed", one.name)
-                await self._engine(self.engine.remove, one)
+                await self._engine(self.engine.remove, one, self.container.owner)
         other = None if same else await self._engine(self.engine.find, self.container.name)
         if other is not None:
             raise docker_preflight.foreign(self.container, other)
@@ -259,7 +259,7 @@ class ContainerKeeper:
             return
         self.book.say("phase: stopping the container")
         try:
-            await self._engine(self.engine.remove, found)
+            await self._engine(self.engine.remove, found, self.container.owner)
         except QmdRemoteError as error:  # told, and no reason to hide why it was to be removed
             log.error("container %s could not be removed: %s", found.name, error.message)
         else:

@@ -105,5 +105,5 @@ def sweep(names: Iterable[str]) -> tuple[Found, ...]:
     """Stop and remove our containers for these services that no process of ours looks after."""
     swept = without_keeper(names)
     for engine, found in swept:
-        engine.remove(found, STOP_GRACE_S)
+        engine.remove(found, us(), STOP_GRACE_S)
     return tuple(found for _, found in swept)

@@ -233,9 +233,9 @@ class DockerEngine:
         with self._told(f"reading the log of {found.name}"):
             yield from limited(begin, silence_s=SILENCE_S, on_silence=ask)
 
-    def remove(self, found: Found, grace_s: float = STOP_GRACE_S) -> None:
-        """Stop it with grace, remove it, and wait until it is gone. Refuses one that is not ours."""
-        if not found.owner:
+    def remove(self, found: Found, owner: str, grace_s: float = STOP_GRACE_S) -> None:
+        """Stop it with grace, remove it, and wait until it is gone. Refuses one that is not this owner's."""
+        if not owner or found.owner != owner:
             raise ServiceFailed(
                 f"the container {found.name} is not ours, and is left alone",
                 hint=f"look at it: docker inspect {found.name}",

@@ -153,5 +153,5 @@ class Engine(Protocol):
         `tail` lines from the end at first, or all; only what came at `since` (as `Found.started_at`) or later.
         """
 
-    def remove(self, found: Found, grace_s: float = STOP_GRACE_S) -> None:
-        """Stop it with grace, remove it, and wait until it is gone. Refuses one that is not ours."""
+    def remove(self, found: Found, owner: str, grace_s: float = STOP_GRACE_S) -> None:
+        """Stop it with grace, remove it, and wait until it is gone. Refuses one that is not this owner's."""

@@ -177,6 +177,15 @@ def test_no_gpu_is_asked_for_without_one(api):
     assert not api.bodies["/containers/create"]["HostConfig"].get("DeviceRequests")
 
 
+@pytest.mark.parametrize(("labelled", "asks"), [("", "us"), ("them", "us"), ("", "")])
+def test_a_container_of_another_owner_is_not_removed(api, labelled, asks):
+    """One of another installation is as foreign as one without a label, and nobody owns what has none."""
+    with pytest.raises(ServiceFailed) as told:
+        docker_engine.connect(api.env).remove(replace(FOUND, owner=labelled), asks)
+    assert "name.taken" == told.value.code
+    assert not [path for path in api.bodies if path.endswith("/stop")]
+
+
 @pytest.mark.parametrize(
     "words",
     [
