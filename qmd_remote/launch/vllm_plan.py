@@ -26,14 +26,19 @@ CPU_KV_CACHE_GIB = 4
 SHARE, CONTEXT, SEQUENCES = "--gpu-memory-utilization", "--max-model-len", "--max-num-seqs"
 NAME, SPLIT = "--served-model-name", "--tensor-parallel-size"
 SHORT = {"-tp": SPLIT}
-# what would leave the container where nobody looks for it, or show a secret to every user of the machine
+# what would leave vLLM where nobody looks for it, or show a secret to every user of the machine → what to do instead
 OURS = {
-    "--port": "--generation-port",
-    "--uds": "--generation-port",
-    "--model": "--generation-model",
-    "--api-key": "QMD_REMOTE_API_KEY",
-    "--hf-token": "HF_TOKEN",
+    "--host": "use --generation-host instead",
+    "--port": "use --generation-port instead",
+    "--uds": "use --generation-port instead",
+    "--headless": "leave it out: vLLM would not listen",
+    "--grpc": "leave it out: vLLM would not answer over HTTP",
+    "--model": "use --generation-model instead",
+    "--api-key": "use QMD_REMOTE_API_KEY instead",
+    "--hf-token": "use HF_TOKEN instead",
 }
+SSL = "--ssl-", "--enable-ssl-"  # how such options begin; vLLM is asked without TLS
+TLS = "use --tls-cert and --tls-key instead: the embed server passes requests on, and vLLM need not be reached"
 
 
 @dataclass(frozen=True)
@@ -202,9 +207,9 @@ def endpoint(env: Mapping[str, str]) -> dict[str, str]:
 
 def _require_theirs(model: str, named: Mapping[str, Sequence[str]]) -> None:
     """Refuse options that are ours to give, and a name under which nobody would ask. Raises UsageError."""
-    for option, instead in OURS.items():
-        if option in named:
-            raise UsageError(f"{option} is not for the options of vLLM", hint=f"use {instead} instead")
+    for option in named:
+        if instead := OURS.get(option) or (TLS if option.startswith(SSL) else ""):
+            raise UsageError(f"{option} is not for the options of vLLM", hint=instead)
     if NAME in named and model not in named[NAME]:
         raise UsageError(
             f"{NAME} in the options for vLLM does not name {model}, which is what clients ask for",

@@ -192,6 +192,13 @@ def test_a_share_is_told_as_it_is(share: float, expected: str):
         ("--model=acme/other", "--generation-model"),
         (f"--api-key {KEY}", "QMD_REMOTE_API_KEY"),
         ("--uds /tmp/socket", "--generation-port"),
+        ("--host 127.0.0.1", "--generation-host"),
+        ("--dtype half --host=::1", "--generation-host"),
+        ("--ssl-keyfile k.pem --ssl-certfile c.pem", "--tls-cert"),
+        ("--ssl_ca_certs c.pem", "--tls-cert"),
+        ("--enable-ssl-refresh", "--tls-cert"),
+        ("--headless", "leave it out"),
+        ("--grpc", "leave it out"),
     ],
 )
 def test_options_that_would_lose_the_container_are_refused(line: str, instead: str):
@@ -200,6 +207,12 @@ def test_options_that_would_lose_the_container_are_refused(line: str, instead: s
         container(replace(DESIGN, generation_args=line))
     assert instead in caught.value.hint
     assert KEY not in caught.value.message + caught.value.hint
+
+
+def test_an_option_that_changes_no_address_passes():
+    """A path behind a proxy, or a limit of the door, leaves vLLM where it is asked."""
+    line = "--root-path /llm --allowed-origins '[]' --uvicorn-log-level warning"
+    assert shlex.split(line) == list(container(replace(DESIGN, generation_args=line)).command[-6:])
 
 
 def test_more_names_are_fine_and_others_alone_are_not():
