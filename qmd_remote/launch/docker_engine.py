@@ -31,7 +31,7 @@ from qmd_remote.launch.container import OWNER_LABEL, SERVICE_LABEL, Container, a
 from qmd_remote.launch.docker_pull import Layers
 from qmd_remote.launch.docker_stream import limited
 from qmd_remote.launch.engine import STOP_GRACE_S, EngineFacts, Found, ImageFacts, Published, PullProgress
-from qmd_remote.reach import is_loopback
+from qmd_remote.reach import is_loopback, numeric
 
 log = logging.getLogger("qmd_remote.docker")
 
@@ -301,7 +301,7 @@ class DockerEngine:
             how["network_mode"] = "host"
         else:
             host, outside, inside = container.publish
-            how["ports"] = {f"{inside}/tcp": (docker_preflight.numeric(host), outside)}
+            how["ports"] = {f"{inside}/tcp": (numeric(host), outside)}
         if container.gpus != "none":
             how["device_requests"] = [_gpus(container.gpus, by_cdi=self.facts().podman)]
         return how

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
-import socket
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +13,7 @@ from qmd_remote import services, settings
 from qmd_remote.errors import ConfigError, PrerequisiteError
 from qmd_remote.launch.container import Container
 from qmd_remote.launch.engine import EngineFacts, Found, ImageFacts, Published
+from qmd_remote.reach import numeric
 from qmd_remote.supervision import listen
 
 LARGE = ("vllm", "nvidia", "pytorch")  # in an image's name
@@ -150,18 +150,6 @@ def gpu_way(facts: EngineFacts) -> str:
     if "nvidia" in facts.runtimes:
         return "its nvidia runtime"
     return "CDI" if facts.podman or _specified(facts.cdi) else ""
-
-
-def numeric(host: str) -> str:
-    """An address as digits, since engines publish on nothing else. Raises ConfigError (bind.address)."""
-    try:
-        return str(socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)[0][4][0])
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(
-            f"'{host}' is no address of this machine: {error}",
-            hint="name one of its addresses, or 127.0.0.1",
-            code="bind.address",
-        ) from None
 
 
 def _overlap(theirs: str, ours: str) -> bool:
