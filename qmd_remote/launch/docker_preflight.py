@@ -100,7 +100,7 @@ def look_at_port(container: Container, facts: EngineFacts, published: Iterable[P
     flag = "--port" if container.service == services.EMBED else "--generation-port"
     # an engine without a proxy process holds a port by rules of the firewall, and it could be bound all the same
     for one in holders:
-        if _overlap(one.address, numeric(host)):
+        if overlap(one.address, numeric(host)):
             raise taken(one, flag)
     try:
         listen(host, port, holder=services.port_holder, flag=flag).close()
@@ -145,19 +145,19 @@ def look_at_gpu(container: Container, facts: EngineFacts) -> tuple[str, ...]:
     )
 
 
-def gpu_way(facts: EngineFacts) -> str:
-    """How the engine gives a container a GPU, as far as it shows; empty where nothing does."""
-    if "nvidia" in facts.runtimes:
-        return "its nvidia runtime"
-    return "CDI" if facts.podman or _specified(facts.cdi) else ""
-
-
-def _overlap(theirs: str, ours: str) -> bool:
+def overlap(theirs: str, ours: str) -> bool:
     """Whether two addresses cannot have one port: they are the same, or one of them is every address."""
     if theirs == ours or not theirs:
         return True
     one, other = ipaddress.ip_address(theirs), ipaddress.ip_address(ours)
     return one.version == other.version and (one.is_unspecified or other.is_unspecified)
+
+
+def gpu_way(facts: EngineFacts) -> str:
+    """How the engine gives a container a GPU, as far as it shows; empty where nothing does."""
+    if "nvidia" in facts.runtimes:
+        return "its nvidia runtime"
+    return "CDI" if facts.podman or _specified(facts.cdi) else ""
 
 
 def _specified(folders: Iterable[str]) -> bool:
