@@ -27,7 +27,7 @@ from qmd_remote.output import Output
 from qmd_remote.reach import is_loopback
 from qmd_remote.settings import Settings
 from qmd_remote.stop_wish import StopWish
-from qmd_remote.supervision import Child, Supervisor, answers_ok, listen
+from qmd_remote.supervision import GPU_ORDER, Child, Supervisor, answers_ok, listen
 
 # OpenMP threads that spin while they wait are ruinous where another process wants their core, as the embed server does:
 # measured on 2 busy cores, 2.6 against 12.6 tokens/s
@@ -124,7 +124,7 @@ async def _keep(
     settings: Settings, generation: plan.GenerationPlan, listener: socket.socket, book: Logbook, wish: StopWish
 ) -> int:
     port = free_port()
-    env = {**PATIENT_THREADS, **os.environ, **QUIET, **generation.env}
+    env = {**PATIENT_THREADS, **GPU_ORDER, **os.environ, **QUIET, **generation.env}
     # the engine listens on loopback for the relay only; our key is not its business
     env.pop("QMD_REMOTE_API_KEY", None)
     child = Child(

@@ -14,6 +14,7 @@ from qmd_remote.launch.container import VLLM_SERVE, Container, Mount, Ulimit
 from qmd_remote.reach import is_loopback
 from qmd_remote.services import GENERATION
 from qmd_remote.settings import Settings
+from qmd_remote.supervision import GPU_ORDER
 
 PORT = 8000  # inside the container
 HUB = "/root/.cache/huggingface"
@@ -85,7 +86,8 @@ def vllm_container(
     if key := published_key(settings):
         secret["VLLM_API_KEY"] = key
     hub = {"HF_HUB_OFFLINE": "1"} if local or place.cached else endpoint(env)
-    on_cpu = {"VLLM_CPU_KVCACHE_SPACE": str(kv_gib)} if settings.gpus == "none" else {}
+    # the memory plan is made for the first GPU by nvidia-smi's numbers
+    device = {"VLLM_CPU_KVCACHE_SPACE": str(kv_gib)} if settings.gpus == "none" else GPU_ORDER
     return Container(
         name=settings.generation_container,
         service=GENERATION,
@@ -94,7 +96,7 @@ def vllm_container(
         owner=owner,
         version=version,
         gpus=settings.gpus,
-        env={**QUIET, **on_cpu, **hub},
+        env={**QUIET, **device, **hub},
         secret_env=secret,
         mounts=tuple(_mounts(settings, place)),
         publish=(settings.generation_host, settings.generation_port, PORT),

@@ -20,7 +20,7 @@ from qmd_remote.reception import refuse_waiting, turn_away
 from qmd_remote.server import orphans
 from qmd_remote.server.orphans import Orphans
 from qmd_remote.settings import Settings
-from qmd_remote.supervision import Child, Supervisor, answers_ok, listen, python_module
+from qmd_remote.supervision import GPU_ORDER, Child, Supervisor, answers_ok, listen, python_module
 
 log = logging.getLogger("qmd_remote.serve")
 
@@ -51,7 +51,7 @@ def serve(settings: Settings, *, managed: bool = False, as_json: bool = False) -
     child = Child(
         name="embed worker",
         argv=python_module("qmd_remote.server.worker", str(listener.fileno()), "--json" if as_json else "--text"),
-        env={**os.environ, **settings.to_env(), **(kept.env if kept else {})},
+        env={**GPU_ORDER, **os.environ, **settings.to_env(), **(kept.env if kept else {})},
         ready=_probe(url, settings.tls_cert),
         pass_fds=[listener.fileno(), *([kept.fd] if kept else [])],
         grace_s=settings.shutdown_limit_s + TIDY_UP_S,

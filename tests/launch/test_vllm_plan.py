@@ -147,6 +147,12 @@ def test_on_a_cpu_there_is_no_share_of_a_gpu():
     assert "--gpus" not in docker_run(made)
 
 
+@pytest.mark.parametrize(("gpus", "expected"), [("all", "PCI_BUS_ID"), ("0,2", "PCI_BUS_ID"), ("none", None)])
+def test_the_first_gpu_is_the_one_that_was_planned_for(gpus: str, expected: str | None):
+    """CUDA would count the fastest first, and the plan counts as nvidia-smi does."""
+    assert expected == container(replace(DESIGN, gpus=gpus)).env.get("CUDA_DEVICE_ORDER")
+
+
 def test_the_kv_cache_of_a_cpu_follows_the_settings():
     """Through the plan the KV cache for a CPU is what context and requests need, at least 1 GiB."""
     settings = replace(DESIGN, gpus="none")
