@@ -20,7 +20,7 @@ from qmd_remote.launch import container_end, docker_preflight, hang, phases, wai
 from qmd_remote.launch.container import Container
 from qmd_remote.launch.container_log import ContainerLog
 from qmd_remote.launch.container_watch import Happening, Watch, end_in_words
-from qmd_remote.launch.engine import STOP_GRACE_S, Engine, Found
+from qmd_remote.launch.engine import STOP_GRACE_S, Engine, Found, ImageFacts
 from qmd_remote.launch.phases import Phase
 from qmd_remote.launch.pull_lines import PullLines
 from qmd_remote.launch.wait import Limits, Pace
@@ -82,6 +82,18 @@ class ContainerKeeper:
                 await self._remove()
                 await self._log.leave()
 
+    async def bring_image(self) -> ImageFacts:
+        """The image, pulled if it is not here. Whoever has more to fetch asks first: a wrong name is told at once.
+
+        Raises as `Engine.pull`.
+        """
+        image = await self._engine(self.engine.image, self.container.image)
+        if image is None:
+            lines = PullLines(self.book.say)
+            asked = self.wish.asked.is_set
+            image = await self._engine(lambda: self.engine.pull(self.container.image, lines.tell, asked))
+        return image
+
     async def _ready(self) -> Found | None:
         """The container, answering; None when we are told to stop before."""
         found = await self._begin()
@@ -102,11 +114,7 @@ class ContainerKeeper:
 
     async def _begin(self) -> Found | None:
         """The container, running: adopted when it is the same, else made anew."""
-        image = await self._engine(self.engine.image, self.container.image)
-        if image is None:
-            lines = PullLines(self.book.say)
-            asked = self.wish.asked.is_set
-            image = await self._engine(lambda: self.engine.pull(self.container.image, lines.tell, asked))
+        image = await self.bring_image()
         if self.wish.asked.is_set():
             return None
         found = await self._ours_alone(image.id)

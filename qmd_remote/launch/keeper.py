@@ -88,11 +88,17 @@ def _keep_container(settings: Settings, container: Container) -> int:
 
 
 async def _live(settings: Settings, keeper: ContainerKeeper) -> int:
-    """Have the model here, then keep the container: it then needs no token, and no rights on the hub's cache."""
+    """Have image and model here, then keep the container: it then needs no token, and no rights on the hub's cache.
+
+    The image comes first: whether it is there at all is known at once, and the model may be many gigabytes.
+    """
     generation = keeper.container.service == services.GENERATION
     if generation and docker_plan.to_download(settings) and download.possible():
         with keeper.wish.heeded_in_loop():
-            if not await download.ensure(settings.generation_model, keeper.book, keeper.wish):
+            await keeper.bring_image()
+            if keeper.wish.asked.is_set() or not await download.ensure(
+                settings.generation_model, keeper.book, keeper.wish
+            ):
                 return 0
         # it is here now, and the container needs to know
         planned = plan.make(
