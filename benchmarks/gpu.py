@@ -69,6 +69,8 @@ class Bench:
         torch.manual_seed(SEED)
         self._device, self._size, self._home = device, size, home
         self._dtype = torch.float32 if device == "cpu" else torch.float16
+        # some CPUs would choose bfloat16, which random weights rank otherwise
+        self._chosen = "float32" if device == "cpu" else "auto"
         self._embedder, self._reranker = save_embedder(size.nomic, home), save_reranker(size.xlmr, home)
         self._lengths = Lengths(max(4, size.words // 20), size.words, 2 / 3)
         self._texts = Texts(WORDS, "gpu")
@@ -105,7 +107,9 @@ class Bench:
     # --- over HTTP -----------------------------------------------------------------------------------------------
 
     def _over_http(self) -> dict[str, Any]:
-        server = ours("qmd-remote", Path(sys.executable), "auto", self._home / "server", self._device)
+        server = ours(
+            "qmd-remote", Path(sys.executable), "auto", self._home / "server", self._device, dtype=self._chosen
+        )
         running = start(server, self._embedder, self._reranker, self._home)
         try:
             running.wait()
@@ -177,14 +181,15 @@ class Bench:
         from qmd_remote.server.loading import load_models
         from qmd_remote.settings import Settings
 
-        settings = Settings(embed_model=str(self._embedder), rerank_model=str(self._reranker), device=self._device)
-        models = load_models(settings, lambda *_: None)
+        models = {"embed_model": str(self._embedder), "rerank_model": str(self._reranker)}
+        settings = Settings(**models, device=self._device, dtype=self._chosen)
+        loaded = load_models(settings, lambda *_: None)
         texts = [text for texts in self._requests(0) for text in texts]
         query, documents = self._question(0)
-        found: dict[str, Any] = {"forward": models.embedder.forward.name}
+        found: dict[str, Any] = {"forward": loaded.embedder.forward.name}
         prepared: dict[str, tuple[Any, list[Any]]] = {
-            "index": (models.embedder, models.embedder.prepare(texts)),
-            "rerank": (models.reranker.model, models.reranker.model.prepare(models.reranker.inputs(query, documents))),
+            "index": (loaded.embedder, loaded.embedder.prepare(texts)),
+            "rerank": (loaded.reranker.model, loaded.reranker.model.prepare(loaded.reranker.inputs(query, documents))),
         }
         for kind, (model, items) in prepared.items():
             tokens = sum(item.length for item in items)

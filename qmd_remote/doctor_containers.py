@@ -67,9 +67,11 @@ def gpu(settings: Settings, here: Hardware, connected: Callable[[], Engine]) -> 
 
 def memory(settings: Settings, here: Hardware, planned: Callable[[], Plan]) -> Finding:
     """Whether vLLM and the embed server fit on the GPU together."""
-    if settings.generation_engine != "docker":
-        return skipped("no container with vLLM is wanted")
-    if settings.gpus == "none":
+    in_container = settings.generation_engine == "docker"
+    as_process = settings.generation_engine == "process" and docker_plan.process_program(settings, here) == "vllm"
+    if not (in_container or as_process):
+        return skipped("no vLLM is wanted")
+    if in_container and settings.gpus == "none":
         return _on_cpu(settings, here, planned)
     if not here.nvidia:
         return skipped("there is no NVIDIA GPU")

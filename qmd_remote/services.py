@@ -36,6 +36,7 @@ SHARED = frozenset({"shutdown_limit_s", "gpus"})  # by both services
 
 POLL_S = 0.1
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+AFTER_GENERATION = "QMD_REMOTE_AFTER_GENERATION"  # "1": vLLM is starting, and must find its memory free
 STAYS_WITH_PARENT = "QMD_REMOTE_STAYS_WITH_PARENT"  # "1": the service belongs to an `up --foreground`
 
 # create_time comes from a clock that may be stepped; pids are not reused within seconds

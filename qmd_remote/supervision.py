@@ -63,6 +63,7 @@ class Child:
     """What to run. `ready` asks whether it serves; `argv` must not hold secrets, `env` may.
 
     `prefix` stands before each of its lines in a logbook. For a child that is `finite`, an end with 0 is no crash.
+    `until_hung` begins when it is ready, and returns when it says so and works on nothing: that counts as a crash.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Child:
     grace_s: float = 30.0
     prefix: bytes = b""
     finite: bool = False
+    until_hung: Callable[[], Awaitable[None]] | None = None
 
 
 class Supervisor:
@@ -176,7 +178,7 @@ class Supervisor:
         tie = leashed(process.pid)
         ended = asyncio.ensure_future(process.wait())
         stop = asyncio.ensure_future(self.stopping.wait())
-        watch = asyncio.ensure_future(self._watch_readiness())
+        watch = asyncio.ensure_future(self._watch(process))
         try:
             await asyncio.wait({ended, stop}, return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
@@ -222,7 +224,18 @@ class Supervisor:
                 one.cancel()
             await asyncio.gather(work, hurry, return_exceptions=True)
 
-    async def _watch_readiness(self) -> None:
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        await self._until_ready()
+        if self.child.until_hung is None:
+            return
+        await self.child.until_hung()
+        log.warning("%s says that it is well, and completes nothing: it is ended", self.child.name)
+        with suppress(ProcessLookupError):
+            process.terminate()
+            await asyncio.sleep(self.child.grace_s)  # cancelled as soon as it has ended
+            process.kill()
+
+    async def _until_ready(self) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
         while not await self.child.ready():  # noqa: ASYNC110 - another process becomes ready, and that is no event here

@@ -130,7 +130,7 @@ def held(wanted: Settings) -> dict[str, Settings]:
 
 # what decides on memory
 HELD = frozenset({"embed_model", "rerank_model", "device", "embed_engine", "gpus"}) | {
-    f"generation_{name}" for name in ("engine", "model", "context", "sequences", "gpu_share", "args")
+    f"generation_{name}" for name in ("engine", "command", "model", "context", "sequences", "gpu_share", "args")
 }
 
 

@@ -15,7 +15,7 @@ FOUNDATION = (
     *("expansion", "expansion_request", "expansion_repair"),
     *("errors", "paths", "output", "atomic", "editor", "presets", "catalogue", "hub_cache"),
     *("settings", "setting_values", "settings_file", "settings_edit", "keys", "reach", "options", "cli_run"),
-    *("services", "supervision", "leash", "stop_wish", "reception", "logbook"),
+    *("services", "supervision", "leash", "stop_wish", "turn", "reception", "logbook"),
 )
 
 

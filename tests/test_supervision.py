@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -181,6 +182,29 @@ def test_a_crashed_child_is_restarted_at_once(box: Box):
         assert not alive(second)
 
     asyncio.run(scene())
+    assert "child was killed by SIGKILL; restarting at once" in box.log.messages
+
+
+def test_a_child_that_hangs_is_ended_and_restarted(box: Box):
+    """One that is said to hang counts as crashed, also when it does not hear SIGTERM; the next one is watched anew."""
+    watches: list[int] = []
+
+    async def hangs_once() -> None:
+        watches.append(box.pid)
+        if len(watches) > 1:
+            await asyncio.Event().wait()
+
+    async def scene() -> None:
+        child = replace(box.child("stubborn"), until_hung=hangs_once, grace_s=0.2)
+        async with supervised(child, RestartPolicy()) as supervisor:
+            await soon(lambda: len(watches) > 1)
+            first, second = watches
+            assert first != second
+            assert await box.ask() == second
+            assert 1 == supervisor.policy.crashes
+
+    asyncio.run(scene())
+    assert "child says that it is well, and completes nothing: it is ended" in box.log.messages
     assert "child was killed by SIGKILL; restarting at once" in box.log.messages
 
 

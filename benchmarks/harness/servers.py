@@ -41,11 +41,12 @@ class Server:
     ours: bool = False
 
 
-def ours(name: str, python: Path, backend: str, home: Path, device: str = "cpu") -> Server:
-    """This package's server, as `qmd-remote serve` starts it; `backend` is "auto" or one of its own names."""
+def ours(name: str, python: Path, backend: str, home: Path, device: str = "cpu", *, dtype: str = "auto") -> Server:
+    """This package's server, as `qmd-remote serve` starts it; `backend` and `dtype` are "auto" or of its own names."""
 
     def environment(embed: Path, rerank: Path | None) -> dict[str, str]:
-        chosen = {} if backend == "auto" else {"QMD_REMOTE_BACKEND": backend}
+        wanted = {"QMD_REMOTE_BACKEND": backend, "QMD_REMOTE_DTYPE": dtype}
+        chosen = {variable: value for variable, value in wanted.items() if value != "auto"}
         models = {"EMBED_MODEL": str(embed), "RERANK_MODEL": str(rerank or embed)}
         alike = {"QMD_REMOTE_PROMPTS": "off", "QMD_REMOTE_GENERATION": "off"}  # the texts that the peers are given
         return {**models, **chosen, **alike, "DEVICE": device, "QMD_REMOTE_HOME": str(home)}

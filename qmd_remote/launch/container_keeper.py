@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import httpx
@@ -20,6 +21,7 @@ from qmd_remote.launch import container_end, docker_preflight, hang, phases, wai
 from qmd_remote.launch.container import Container
 from qmd_remote.launch.container_log import ContainerLog
 from qmd_remote.launch.container_watch import Happening, Watch, end_in_words
+from qmd_remote.launch.download import Growth
 from qmd_remote.launch.engine import STOP_GRACE_S, Engine, Found, ImageFacts
 from qmd_remote.launch.phases import Phase
 from qmd_remote.launch.pull_lines import PullLines
@@ -37,7 +39,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Service:
-    """What the container offers: where it answers, the model's name there (empty: any), and when it counts as stuck."""
+    """What the container offers: where it answers, the model's name there (empty: any), and when it counts as stuck.
+
+    `fills` are the folders that it downloads its model into.
+    """
 
     title: str
     url: str
@@ -46,6 +51,7 @@ class Service:
     model: str = ""
     key: str = ""
     certificate: str = ""
+    fills: tuple[Path, ...] = ()
 
 
 class ContainerKeeper:
@@ -61,6 +67,7 @@ class ContainerKeeper:
         self.wish = wish or StopWish()
         self.policy = RestartPolicy()
         self._log = ContainerLog(engine, book)
+        self._growth = Growth(service.fills, book.say)
         self._made: Found | None = None  # what is to be taken away at the end: never ready, or told to stop
 
     async def run(self) -> int:
@@ -101,16 +108,24 @@ class ContainerKeeper:
             return None
         await self._log.follow(found)
         clock = asyncio.get_running_loop().time
-        began, pace = clock(), Pace(self.service.title, self.book.path, self.service.limits)
+        began, pace = clock(), self._pace()
         while not self.wish.asked.is_set():
             if await self._serves():
                 log.info("%s %s %.1f s", self.service.title, wait.READY, clock() - began)
                 return found
             found = await self._still_starting(found)
-            log_now = await asyncio.to_thread(wait.read_tail, self.book.path)
-            pace.moves_on(phases.latest(log_now) or Phase("starting"))
+            await self._must_move(pace)
             await self._pause(POLL_S)
         return None
+
+    def _pace(self) -> Pace:
+        return Pace(self.service.title, self.book.path, self.service.limits)
+
+    async def _must_move(self, pace: Pace) -> None:
+        """Raise WaitEnded when the log has stood still for too long. A download that says nothing is told in it."""
+        await asyncio.to_thread(self._growth.look)
+        log_now = await asyncio.to_thread(wait.read_tail, self.book.path)
+        pace.moves_on(phases.latest(log_now) or Phase("starting"))
 
     async def _begin(self) -> Found | None:
         """The container, running: adopted when it is the same, else made anew."""
@@ -130,15 +145,10 @@ class ContainerKeeper:
         return found
 
     async def _ours_alone(self, image_id: str) -> Found | None:
-        """The same container if it is there; others of ours for this service are removed, and foreign ones refused.
-
-        One of another image with the same name, built or pulled anew since, is another one; so is a paused one, which
-        no engine starts.
-        """
+        """The same container if it is there; others of ours for this service are removed, and foreign ones refused."""
         same: Found | None = None
         for one in await self._engine(self.engine.ours, self.container.owner, self.container.service):
-            wanted = (self.container.name, self.container.spec_hash, image_id)
-            if (one.name, one.spec_hash, one.image_id) == wanted and one.state != "paused":
+            if one.is_of(self.container, image_id):
                 same = one
             else:
                 log.info("container %s is replaced, since its settings or its image changed", one.name)
@@ -184,16 +194,12 @@ class ContainerKeeper:
         """Look after a container that was ready: True when we are told to stop, False when somebody took it away."""
         clock = asyncio.get_running_loop().time
         ready_at, answering, kept = clock(), True, False
-        probe = asyncio.ensure_future(self._next_hang())
+        probe = asyncio.ensure_future(self._next_standstill())
         try:
             while not self.wish.asked.is_set():
                 await self._pause(POLL_S)
                 try:
-                    now = await self._engine(self.engine.find, self.container.name)
-                    if not answering and now is not None and now.state == "exited":
-                        # an engine that crashed ends the containers that it finds alive, and does not restart them
-                        now = await self._engine(self.engine.start, now)
-                        await self._engine(self.engine.keep_running, now)
+                    now = await self._look(watch.found.id, revive=not answering)
                 except QmdRemoteError as error:  # whatever it says, the container may go on, and so do we
                     if answering:
                         log.warning("the container engine does not answer: %s", error.message)
@@ -222,33 +228,53 @@ class ContainerKeeper:
                     log.warning("container %s ended, and its engine restarted it", self.container.name)
                     await self._log.follow(watch.found)
                     ready_at = clock()
+                    probe.cancel()
+                    probe = asyncio.ensure_future(self._next_standstill())
                 elif probe.done():
-                    probe.result()
-                    watch.restarted_by_us(await self._restart(watch.found, clock() - ready_at))
-                    ready_at = clock()
-                    probe = asyncio.ensure_future(self._next_hang())
+                    if now is not None and now.running:  # and not paused by a person, say
+                        watch.restarted_by_us(await self._restart(watch.found, probe.result(), clock() - ready_at))
+                        ready_at = clock()
+                    probe = asyncio.ensure_future(self._next_standstill())
             return True
         finally:
             probe.cancel()
             await asyncio.gather(probe, return_exceptions=True)
 
-    async def _next_hang(self) -> None:
-        """Return when the service hangs. Our own server is not asked: it supervises its worker itself."""
+    async def _look(self, ours: str, *, revive: bool) -> Found | None:
+        """What has the container's name now. Ours is kept running by its engine; with `revive` it is started, too."""
+        now = await self._engine(self.engine.find, self.container.name)
+        if now is None or now.id != ours:
+            return now
+        if revive and now.state == "exited":
+            # an engine that crashed ends the containers that it finds alive, and does not restart them
+            now = await self._engine(self.engine.start, now)
+        if now.running and now.restart_policy == "no":
+            await self._engine(self.engine.keep_running, now)
+        return now
+
+    async def _next_standstill(self) -> str:
+        """How the service stands still, once it does: it completes nothing, or does not come back to its health check.
+
+        The engine restarts what ends, and nobody else waits for what it restarted. Our own server is not asked for
+        completions: it supervises its worker itself.
+        """
         one = self.service
         while True:
+            try:
+                pace = self._pace()
+                while not await self._serves():
+                    await self._must_move(pace)
+                    await asyncio.sleep(POLL_S)
+            except QmdRemoteError as error:
+                return error.message
             await asyncio.sleep(one.hang_limit_s)
             if one.model and await hang.is_hung(one.url, one.model, one.hang_limit_s, one.key):
-                return
+                return f"{one.title} says that it is well, and completed nothing for {one.hang_limit_s:.0f} s"
 
-    async def _restart(self, found: Found, ready_for_s: float) -> Found:
-        """Restart a service that hangs, after a pause that grows when it happens again and again."""
+    async def _restart(self, found: Found, why: str, ready_for_s: float) -> Found:
+        """Restart a service that stands still, after a pause that grows when it happens again and again."""
         delay = self.policy.next_delay(ready_for_s)
-        log.warning(
-            "%s says that it is well, and completed nothing for %.0f s; restarting it %s",
-            self.service.title,
-            self.service.hang_limit_s,
-            f"in {delay:.0f} s" if delay else "at once",
-        )
+        log.warning("%s; restarting it %s", why, f"in {delay:.0f} s" if delay else "at once")
         self.book.keep_crash(f"container {found.name} hung", self._log.recent)
         await self._pause(delay)
         if self.wish.asked.is_set():

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 from qmd_remote import paths, services
 from qmd_remote.errors import QmdRemoteError
@@ -17,6 +18,7 @@ from qmd_remote.reach import numeric
 from qmd_remote.services import EMBED, GENERATION
 
 DOCKER = "docker"  # the program of a service that is a container
+NOTHING: Mapping[str, Container] = MappingProxyType({})
 DEFAULT_SOCKETS = ("/var/run/docker.sock", "/run/docker.sock")
 
 
@@ -107,9 +109,16 @@ def holder_of(host: str, port: int) -> Published | None:
     return None
 
 
-def sweep(names: Iterable[str]) -> tuple[Found, ...]:
-    """Stop and remove our containers for these services that no process of ours looks after."""
-    swept = without_keeper(names)
-    for engine, found in swept:
-        engine.remove(found, us(), STOP_GRACE_S)
-    return tuple(found for _, found in swept)
+def sweep(names: Iterable[str] = services.SERVICES, *, but: Mapping[str, Container] = NOTHING) -> tuple[Found, ...]:
+    """Stop and remove our containers for these services that no process of ours looks after.
+
+    One that is the same as `but` has for its service stays: it will be adopted.
+    """
+    swept = []
+    for engine, found in without_keeper(names):
+        wanted = but.get(found.service)
+        image = engine.image(wanted.image) if wanted else None
+        if wanted is None or image is None or not found.is_of(wanted, image.id):
+            engine.remove(found, us(), STOP_GRACE_S)
+            swept.append(found)
+    return tuple(swept)

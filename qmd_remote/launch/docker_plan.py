@@ -1,5 +1,5 @@
-"""(Settings, Hardware) → the containers of `up` and the split of the GPU's memory between them. Pure but for sizes of
-files in the hub's cache."""
+"""(Settings, Hardware) → the containers of `up`, and the split of the GPU's memory between vLLM, in a container or not,
+and the embed server. Pure but for sizes of files in the hub's cache."""
 
 from __future__ import annotations
 
@@ -130,6 +130,22 @@ def embed(settings: Settings, hardware: Hardware, cache: Path, env: Mapping[str,
     )
 
 
+def process_program(settings: Settings, hardware: Hardware) -> str:
+    """The program that generation without a container is: vllm or transformers."""
+    if settings.generation_command != "auto":
+        return settings.generation_command
+    return "vllm" if hardware.vllm and hardware.nvidia else "transformers"
+
+
+def process_split(
+    settings: Settings, hardware: Hardware, held: Mapping[str, Settings], env: Mapping[str, str]
+) -> MemoryPlan | None:
+    """The same split for a vLLM that is a process: it sees all GPUs and takes the first. None where there is none."""
+    if not hardware.nvidia:
+        return None
+    return split_of(replace(settings, gpus="all"), hardware, place_of(settings, env), held)
+
+
 def split_of(
     settings: Settings, hardware: Hardware, place: vllm_plan.Place, held: Mapping[str, Settings]
 ) -> MemoryPlan | None:
@@ -142,23 +158,29 @@ def split_of(
     if not memory.total:
         return None
     demand = demand_of(settings, place.hub, unified=memory.unified)
-    kept = _kept(held, place.hub, memory)
+    kept = _kept(held, place.hub, memory, hardware)
     memory = replace(memory, available=min(memory.available + kept, memory.total))
     share = vllm_plan.chosen_share(settings)
     others = _others(settings, place.hub, unified=memory.unified)
     return memory_plan.make(memory, demand, chosen_share=share, others=others)
 
 
-def _kept(held: Mapping[str, Settings], hub: Path, memory: Memory) -> int:
+def _kept(held: Mapping[str, Settings], hub: Path, memory: Memory, hardware: Hardware) -> int:
     """What our services have of a device now, by the settings that they run with."""
     kept = 0
-    if GENERATION in held and held[GENERATION].generation_engine == "docker":
+    if GENERATION in held and _is_vllm(held[GENERATION], hardware):
         runs = held[GENERATION]
         demand = demand_of(runs, hub, unified=memory.unified)
         kept += int(memory_plan.make(memory, demand, chosen_share=vllm_plan.chosen_share(runs)).share * memory.total)
     if EMBED in held:
         kept += _embed_demand(held[EMBED], hub, unified=memory.unified)
     return kept
+
+
+def _is_vllm(settings: Settings, hardware: Hardware) -> bool:
+    if settings.generation_engine == "docker":
+        return settings.gpus != "none"
+    return settings.generation_engine == "process" and process_program(settings, hardware) == "vllm"
 
 
 def memory_of(gpu: Gpu, hardware: Hardware) -> Memory:

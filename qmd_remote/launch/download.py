@@ -1,10 +1,13 @@
-"""The download of a model by us, before the container that serves it starts, as a part of its keeper's life."""
+"""The download of a model before the container that serves it starts, or by it: a part of its keeper's life."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
 import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from qmd_remote.errors import ServiceFailed
 from qmd_remote.launch import diagnose, wait
@@ -15,6 +18,8 @@ from qmd_remote.supervision import Child, Supervisor, python_module
 log = logging.getLogger("qmd_remote.download")
 
 GRACE_S = 5.0
+LOOK_S = 5.0
+BLOCK_BYTES = 512  # of st_blocks, whatever the file system: what is reserved and not written yet does not count
 
 
 def possible() -> bool:
@@ -42,6 +47,37 @@ async def ensure(model: str, book: Logbook, wish: StopWish) -> bool:
     if code:
         raise _why(model, wait.read_tail(book.path), code)
     return True
+
+
+class Growth:
+    """Tells in the log how folders grow while a container downloads into them: its own words may tell nothing."""
+
+    def __init__(
+        self, folders: Sequence[Path], say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._folders, self._say, self._clock = folders, say, clock
+        self._next = 0.0
+        self._size = self._bytes()
+
+    def look(self) -> None:
+        """Say a line if more has come; every LOOK_S at most, since it walks through the folders."""
+        if self._clock() < self._next:
+            return
+        self._next, size = self._clock() + LOOK_S, self._bytes()
+        if size > self._size:
+            self._say(f"phase: downloading the model: {size / 1e9:.2f} GB")
+        self._size = size
+
+    def _bytes(self) -> int:
+        found = 0
+        for folder in self._folders:
+            for here, _, names in os.walk(folder):  # what cannot be read is passed over
+                for name in names:
+                    try:
+                        found += os.lstat(Path(here, name)).st_blocks * BLOCK_BYTES
+                    except OSError:
+                        continue
+        return found
 
 
 def _why(model: str, text: str, code: int) -> ServiceFailed:

@@ -65,6 +65,15 @@ class Found:
     error: str = ""
     image_id: str = ""
 
+    def is_of(self, container: Container, image_id: str) -> bool:
+        """Whether this is what `container` means, made from this image.
+
+        One of another image with the same name, built or pulled anew since, is another one; so is a paused one, which
+        no engine starts.
+        """
+        wanted = (container.name, container.spec_hash, image_id)
+        return (self.name, self.spec_hash, self.image_id) == wanted and self.state != "paused"
+
     @property
     def running(self) -> bool:
         """Whether it runs, as far as the engine knows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import httpx
@@ -10,6 +11,14 @@ import httpx
 _WORK = re.compile(r"^vllm:(?:generation|prompt)_tokens_total(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 
 ASK_S = 5.0
+
+
+async def until_hung(url: str, model: str, limit_s: float, key: str = "") -> None:
+    """Return when the service hangs; it is asked every `limit_s` seconds."""
+    while True:
+        await asyncio.sleep(limit_s)
+        if await is_hung(url, model, limit_s, key):
+            return
 
 
 async def is_hung(url: str, model: str, limit_s: float, key: str = "") -> bool:

@@ -14,11 +14,14 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
-from qmd_remote import logbook, paths, services
+from qmd_remote import hub_cache, logbook, paths, services, turn
 from qmd_remote import settings as settings_module
-from qmd_remote.errors import ConfigError, QmdRemoteError
-from qmd_remote.launch import containers, conversion, dialect, docker_plan, download, hardware, plan, relay
+from qmd_remote.errors import ConfigError, Interrupted, QmdRemoteError
+from qmd_remote.launch import containers, conversion, dialect, docker_plan, download, hang, hardware, plan, relay
 from qmd_remote.launch.container import Container
 from qmd_remote.launch.container_keeper import ContainerKeeper, Service
 from qmd_remote.launch.wait import Limits
@@ -93,6 +96,9 @@ async def _live(settings: Settings, keeper: ContainerKeeper) -> int:
     The image comes first: whether it is there at all is known at once, and the model may be many gigabytes.
     """
     generation = keeper.container.service == services.GENERATION
+    if not generation:
+        with keeper.wish.heeded_in_loop(), suppress(Interrupted):
+            await asyncio.to_thread(turn.wait_for_generation, settings, _reporter(keeper))
     if generation and docker_plan.to_download(settings) and download.possible():
         with keeper.wish.heeded_in_loop():
             await keeper.bring_image()
@@ -108,6 +114,20 @@ async def _live(settings: Settings, keeper: ContainerKeeper) -> int:
     return await keeper.run()
 
 
+def _reporter(keeper: ContainerKeeper) -> Callable[[str, float | None], None]:
+    """Says a phase once; raises Interrupted when the keeper is told to stop."""
+    said: set[str] = set()
+
+    def report(phase: str, _: float | None) -> None:
+        if keeper.wish.asked.is_set():
+            raise Interrupted(phase)
+        if phase not in said:
+            keeper.book.say(f"phase: {phase}")
+        said.add(phase)
+
+    return report
+
+
 def container_service(settings: Settings, name: str) -> Service:
     """What a container of these settings offers, seen from this machine."""
     limits = Limits(settings.stall_limit_s, settings.start_limit_s)
@@ -116,6 +136,11 @@ def container_service(settings: Settings, name: str) -> Service:
             "embed server", settings.url, limits, settings.hang_limit_s, key=settings.key, certificate=settings.tls_cert
         )
     key = "" if is_loopback(settings.generation_host) else settings.key
+    fills: tuple[Path, ...] = ()
+    if docker_plan.to_download(settings):
+        # the hub's library may collect the parts of a file in a folder of its own first
+        xet = docker_plan.hf_home(os.environ) / "xet"
+        fills = (hub_cache.model_folder(settings.generation_model, hub_cache.folder()), xet)
     return Service(
         "generation engine",
         settings.generation_at,
@@ -123,6 +148,7 @@ def container_service(settings: Settings, name: str) -> Service:
         settings.hang_limit_s,
         model=settings.generation_model,
         key=key,
+        fills=fills,
     )
 
 
@@ -133,12 +159,15 @@ async def _keep(
     env = {**PATIENT_THREADS, **GPU_ORDER, **os.environ, **QUIET, **generation.env}
     # the engine listens on loopback for the relay only; our key is not its business
     env.pop("QMD_REMOTE_API_KEY", None)
+    watch = functools.partial(hang.until_hung, f"http://127.0.0.1:{port}", generation.model, settings.hang_limit_s)
     child = Child(
         name=f"generation engine ({generation.program})",
         argv=[str(port) if part == plan.PORT else part for part in generation.argv],
         env=env,
         ready=functools.partial(answers_ok, f"http://127.0.0.1:{port}"),
         grace_s=ENGINE_GRACE_S,
+        # only vLLM counts its tokens, by which a long queue is told from a standstill
+        until_hung=watch if generation.program == "vllm" else None,
     )
     supervisor = Supervisor(child, book=book, wish=wish)
     adapt = dialect.ADAPT.get(generation.program, dialect.unchanged)

@@ -39,8 +39,8 @@ class Conversion:
 class GenerationPlan:
     """How generation is provided.
 
-    `engine` is docker, process, external or off. `argv` holds PORT where a process's private port goes; `container` and
-    `memory` (where there is a GPU) are for docker. `reason` says why it is off, and `hint` how to get it.
+    `engine` is docker, process, external or off. `argv` holds PORT where a process's private port goes; `container` is
+    for docker, `memory` for vLLM on a GPU either way. `reason` says why it is off, and `hint` how to get it.
     """
 
     engine: str
@@ -114,11 +114,13 @@ def make(
         model, url = settings.generation_model, settings.generation_at
         generation = GenerationPlan("docker", url, model, "vllm", container=container, memory=memory)
     else:
-        generation = _generation(settings, hardware, cache)
+        generation = _generation(settings, hardware, cache, held, env)
     return Plan(settings.preset, generation, embed)
 
 
-def _generation(settings: Settings, hardware: Hardware, cache: Path) -> GenerationPlan:
+def _generation(
+    settings: Settings, hardware: Hardware, cache: Path, held: Mapping[str, Settings], env: Mapping[str, str]
+) -> GenerationPlan:
     if settings.generation_engine == "off":
         return GenerationPlan(
             "off", reason="it is switched off in the settings", hint="qmd-remote up --generation process"
@@ -130,23 +132,23 @@ def _generation(settings: Settings, hardware: Hardware, cache: Path) -> Generati
                 hint="qmd-remote up --generation external --generation-url http://HOST:8000",
             )
         return GenerationPlan("external", url=settings.generation_url.rstrip("/"), model=settings.generation_model)
-    return _process(settings, hardware, cache)
+    return _process(settings, hardware, cache, held, env)
 
 
 def lacking(settings: Settings, hardware: Hardware) -> GenerationPlan | None:
     """What a generation process lacks here, as generation that is off; None where it can run."""
-    return _why_not(_program(settings, hardware), settings.generation_model, hardware)
+    return _why_not(docker_plan.process_program(settings, hardware), settings.generation_model, hardware)
 
 
-def _program(settings: Settings, hardware: Hardware) -> str:
-    if settings.generation_command != "auto":
-        return settings.generation_command
-    return "vllm" if hardware.vllm and hardware.nvidia else "transformers"
-
-
-def _process(settings: Settings, hardware: Hardware, cache: Path) -> GenerationPlan:
+def _process(
+    settings: Settings,
+    hardware: Hardware,
+    cache: Path,
+    held: Mapping[str, Settings],
+    user_env: Mapping[str, str],
+) -> GenerationPlan:
     model, url = settings.generation_model, f"http://127.0.0.1:{settings.generation_port}"
-    program = _program(settings, hardware)
+    program = docker_plan.process_program(settings, hardware)
     if off := lacking(settings, hardware):
         return off
     conversion = None
@@ -156,12 +158,15 @@ def _process(settings: Settings, hardware: Hardware, cache: Path) -> GenerationP
         conversion = Conversion(model, hardware.bundled[model], hub)
         env = {"HF_HUB_CACHE": str(hub), "HF_HUB_OFFLINE": "1"}
     where = ("--host", "127.0.0.1", "--port", PORT)
+    memory = None
     if program == "vllm":
-        argv = python_module("vllm.entrypoints.cli.main", "serve", model, *where, *vllm_plan.options(settings))
+        memory = docker_plan.process_split(settings, hardware, held, user_env)
+        options = vllm_plan.options(settings, memory.share if memory else 0)
+        argv = python_module("vllm.entrypoints.cli.main", "serve", model, *where, *options)
     else:
         on_cpu = () if hardware.gpu else ("--device", "cpu", "--dtype", "float32")
         argv = python_module("transformers.cli.transformers", "serve", model, *where, *on_cpu)
-    return GenerationPlan("process", url, model, program, tuple(argv), env, conversion)
+    return GenerationPlan("process", url, model, program, tuple(argv), env, conversion, memory=memory)
 
 
 def _why_not(program: str, model: str, hardware: Hardware) -> GenerationPlan | None:

@@ -116,7 +116,7 @@ def _absent(name: str, beside: Mapping[str, str]) -> ServiceStatus:
         why = "its supervisor was killed"
     elif cause := why_it_failed(name):
         why = cause if TITLES[name] in cause else f"it could not start: {cause}"
-    elif engine == "process":
+    elif engine in {"process", containers.DOCKER}:
         why = "it ended, and the embed server counts on it"
     elif name == EMBED and (beside_it := services.find(GENERATION)) and _began_since(name, beside_it.created):
         why = "it ended, and generation runs without it"

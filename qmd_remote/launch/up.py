@@ -104,8 +104,8 @@ class Launch:
             # before anything takes its time: a conversion, an engine's start
             for warning in containers.preflight(self.plan):
                 self.on_warning(warning)
-            # one that is left over, after a reboot say, would hold the port of what is wanted now
-            for found in containers.sweep(set(services.SERVICES) - containers.planned(self.plan).keys()):
+            # one that is left over, after a reboot say, would hold the port of what is wanted now, and answer for it
+            for found in containers.sweep(but=containers.planned(self.plan)):
                 self.on_phase(found.service, Phase(f"stopped its container {found.name}, which is not wanted now"))
             for service in (GENERATION, EMBED) if self.plan.generation.engine in OURS else (EMBED,):
                 if services.find(service) is None:
@@ -115,7 +115,7 @@ class Launch:
             except BaseException as error:
                 if isinstance(error, KeyboardInterrupt) and self._goes_on():
                     raise Interrupted(
-                        "the generation engine goes on starting in the background",
+                        "what has begun goes on starting in the background",
                         hint="to wait for it again: qmd-remote up; to see how far it is: qmd-remote status --watch; "
                         "to stop it: qmd-remote down",
                         code="detached",
@@ -148,11 +148,15 @@ class Launch:
                     services.record_file(service).unlink(missing_ok=True)
 
     def _goes_on(self) -> bool:
-        """Whether what was begun may be left alone: a container that starts, pulls or downloads, and can be found."""
+        """Whether what was begun may be left alone: a container of vLLM can be found, and is too dear to begin anew.
+
+        An embed server that cannot be found yet ends with us.
+        """
         record = services.find(GENERATION)
         begun = self.begun.get(GENERATION)
-        alone = record is not None and record.program == containers.DOCKER and set(self.begun) <= {GENERATION}
-        return bool(alone and not self.foreground and (begun is None or (record and begun.pid == record.pid)))
+        if record is None or record.program != containers.DOCKER or self.foreground:
+            return False
+        return begun is None or begun.pid == record.pid
 
     def _generation(self) -> Started:
         generation = self.plan.generation
@@ -247,6 +251,7 @@ class Launch:
         Until it is registered it ends with us, so that none is left that nobody can find; in the foreground always.
         """
         kept = service == GENERATION or service in containers.planned(self.plan)
+        second = service == EMBED and not self.waits and self.plan.generation.memory is not None
         module = ["qmd_remote.launch.keeper", service] if kept else ["qmd_remote", "serve", "--managed", "--json"]
         with logbook.begin(paths.log_file(service)) as log:
             process = psutil.Popen(
@@ -257,6 +262,7 @@ class Launch:
                     **paths.home_env(),
                     "PYTHONUNBUFFERED": "1",
                     services.STAYS_WITH_PARENT: "1" if self.foreground else "",
+                    services.AFTER_GENERATION: "1" if second else "",
                 },
                 stdin=subprocess.DEVNULL,
                 stdout=log,

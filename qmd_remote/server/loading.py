@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from qmd_remote import turn
 from qmd_remote.errors import ExtraMissing, ModelUnsupported, PrerequisiteError, QmdRemoteError
 from qmd_remote.server import cores, hub, threads
 from qmd_remote.server import device as devices
@@ -56,6 +57,7 @@ def load_models(settings: Settings, report: Report) -> Models:
     rerank = embed if same else _find(settings.rerank_model, report)
     report("importing sentence-transformers", None)
     _import()
+    turn.wait_for_generation(settings, report)
     report("loading the embedding model", None)
     began = time.monotonic()
     trusted = _is_trusted(settings, settings.embed_model)

@@ -48,15 +48,22 @@ def serve(settings: Settings, *, managed: bool = False, as_json: bool = False) -
     url = dataclasses.replace(settings, port=listener.getsockname()[1]).url
     log.info("embed server on %s", url)
     kept = Orphans(listener) if orphans.possible(tls=tls is not None) else None
+    env = {**GPU_ORDER, **os.environ, **settings.to_env(), **(kept.env if kept else {})}
+
+    def crashed() -> None:
+        env.pop(services.AFTER_GENERATION, None)  # generation was started once, and its restarts wait for nobody
+        if kept:
+            kept.adopt()
+
     child = Child(
         name="embed worker",
         argv=python_module("qmd_remote.server.worker", str(listener.fileno()), "--json" if as_json else "--text"),
-        env={**GPU_ORDER, **os.environ, **settings.to_env(), **(kept.env if kept else {})},
+        env=env,
         ready=_probe(url, settings.tls_cert),
         pass_fds=[listener.fileno(), *([kept.fd] if kept else [])],
         grace_s=settings.shutdown_limit_s + TIDY_UP_S,
     )
-    supervisor = Supervisor(child, book=book, after_crash=kept.adopt if kept else None)
+    supervisor = Supervisor(child, book=book, after_crash=crashed)
     with ExitStack() as stack:
         stack.enter_context(supervisor.wish.heeded())
         stack.enter_context(listener)

@@ -13,6 +13,8 @@ import pytest
 from qmd_remote.launch import docker_engine
 from qmd_remote.launch.docker_engine import DockerEngine
 from tests.docker import images, need
+from tests.docker.box import Box
+from tests.launch.command_line import CommandLine
 
 
 @pytest.fixture(scope="session")
@@ -79,3 +81,41 @@ def free_port() -> Callable[[], int]:
             return int(probe.getsockname()[1])
 
     return find
+
+
+@pytest.fixture
+def image_of(engine_client: docker.DockerClient, base_image: str, prefix: str) -> Callable[[str], str]:
+    """The stand-in in one of its modes, as an image."""
+    return lambda mode: images.build_standin(engine_client, base_image, f"{prefix}-{mode}:1", mode=mode)
+
+
+@pytest.fixture
+def box(
+    home: Path, engine_client: docker.DockerClient, vllm_image: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Box]:
+    """A machine whose generation is a container; what it leaves is stopped."""
+    snapshot = home / "hf" / "hub" / "models--acme--fine" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.safetensors").write_bytes(b"weights")
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc")
+    for name, value in {
+        "HF_HOME": str(home / "hf"),
+        "QMD_REMOTE_GENERATION": "docker",
+        "QMD_REMOTE_GENERATION_IMAGE": vllm_image,
+        "QMD_REMOTE_GENERATION_CONTAINER": f"{prefix}-vllm",
+        "QMD_REMOTE_GPUS": "none",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name in ("HF_HUB_CACHE", "QMD_REMOTE_API_KEY", "QMD_REMOTE_PRESET"):
+        monkeypatch.delenv(name, raising=False)
+    line = CommandLine(home)
+    one = Box(line, engine_client, f"{prefix}-vllm")
+    yield one
+    one.run("down")
+    for process in line.begun:
+        if process.poll() is None:
+            process.kill()
+            process.wait(10)

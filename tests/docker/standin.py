@@ -7,7 +7,7 @@ fine        it comes up and answers
 slow        a second between phases
 stalls      it starts for ever, without another word
 dies        out of memory of the GPU while it starts; also no-memory (too little is free), gated (the hub refuses)
-eats        memory while it starts, until it is killed
+eats        memory while it starts, until it is killed; it begins when it has a limit, since it would take the machine's
 other-name  it serves a model of another name
 ends        after ready, the first time: its engine dies, /health is 503 for a moment, and it ends with exit code 0
 dies-again  after ready, the first time: it ends with exit code 1
@@ -96,9 +96,20 @@ def start():
     if MODE == "stalls":
         time.sleep(3600)
     eaten = []
+    while MODE == "eats" and not limited():
+        time.sleep(STEP_S)
     while MODE == "eats":
         eaten.append(os.urandom(1 << 20) * 16)
     phases(WARM)
+
+
+def limited():
+    """Whether this container may have less than a GiB."""
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        if Path(file).exists():
+            told = Path(file).read_text().strip()
+            return told.isdecimal() and int(told) < 1 << 30
+    return False
 
 
 def phases(lines):

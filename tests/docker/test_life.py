@@ -5,94 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import docker
-import httpx
 import pytest
 
 from qmd_remote import logbook, paths, services
-from qmd_remote.services import GENERATION
-from tests.docker import images
-from tests.launch.command_line import CommandLine
-
-MODEL = "acme/fine"
-
-
-class Box:
-    """A machine with an engine: its command line, and its containers as the engine knows them."""
-
-    def __init__(self, line: CommandLine, client: docker.DockerClient, name: str) -> None:
-        self.line, self.client, self.name = line, client, name
-
-    def run(self, *words: str, **variables: str):
-        """The exit code and the envelope of a command."""
-        return self.line.run(*words, **variables)
-
-    def up(self, *words: str, **variables: str):
-        """`up`, which must succeed; returns what it did about generation."""
-        _, said = self.run("up", *words, **variables)
-        # the embed server here is a stand-in, which the last checks of `up` find wanting
-        assert "services" in said["data"], json.dumps(said) + self.log()[-2000:]
-        return next(one for one in said["data"]["services"] if one["service"] == GENERATION)
-
-    def container(self):
-        """What the engine tells of the container, or None."""
-        try:
-            return self.client.api.inspect_container(self.name)
-        except docker.errors.NotFound:
-            return None
-
-    def log(self) -> str:
-        file = paths.log_file(GENERATION)
-        return file.read_text(encoding="utf-8") if file.exists() else ""
-
-    def until(self, true: Callable[[], object], within_s: float = 30) -> None:
-        """Wait for something to come true."""
-        end = time.monotonic() + within_s
-        while not true():
-            assert time.monotonic() < end, f"it did not come true in time; the log:\n{self.log()[-3000:]}"
-            time.sleep(0.05)
-
-
-@pytest.fixture
-def image_of(engine_client: docker.DockerClient, base_image: str, prefix: str) -> Callable[[str], str]:
-    """The stand-in in one of its modes, as an image."""
-    return lambda mode: images.build_standin(engine_client, base_image, f"{prefix}-{mode}:1", mode=mode)
-
-
-@pytest.fixture
-def box(
-    home: Path, engine_client: docker.DockerClient, vllm_image: str, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Box]:
-    """A machine whose generation is a container; what it leaves is stopped."""
-    snapshot = home / "hf" / "hub" / "models--acme--fine" / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text("{}")
-    (snapshot / "model.safetensors").write_bytes(b"weights")
-    refs = snapshot.parents[1] / "refs"
-    refs.mkdir()
-    (refs / "main").write_text("abc")
-    for name, value in {
-        "HF_HOME": str(home / "hf"),
-        "QMD_REMOTE_GENERATION": "docker",
-        "QMD_REMOTE_GENERATION_IMAGE": vllm_image,
-        "QMD_REMOTE_GENERATION_CONTAINER": f"{prefix}-vllm",
-        "QMD_REMOTE_GPUS": "none",
-    }.items():
-        monkeypatch.setenv(name, value)
-    for name in ("HF_HUB_CACHE", "QMD_REMOTE_API_KEY", "QMD_REMOTE_PRESET"):
-        monkeypatch.delenv(name, raising=False)
-    line = CommandLine(home)
-    one = Box(line, engine_client, f"{prefix}-vllm")
-    yield one
-    one.run("down")
-    for process in line.begun:
-        if process.poll() is None:
-            process.kill()
-            process.wait(10)
+from qmd_remote.services import EMBED, GENERATION
+from tests.docker.box import Box, answers, completes
 
 
 def test_up_status_logs_and_down(box: Box):
@@ -103,9 +23,7 @@ def test_up_status_logs_and_down(box: Box):
     assert told["State"]["Running"] is True
     # the keeper sees a moment after `up` that it is ready
     box.until(lambda: box.container()["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped")
-    _, said = box.run("status")
-    state = {one["service"]: one["state"] for one in said["data"]["services"]}
-    assert "ready" == state[GENERATION]
+    assert "ready" == box.state()
     assert "Capturing CUDA graphs" in box.log()
     assert "ready after" in box.log()
     assert 0 == box.run("down")[0]
@@ -205,9 +123,7 @@ def test_a_killed_keeper_is_replaced_without_a_restart_of_the_container(box: Box
     assert record is not None
     os.kill(record.pid, signal.SIGKILL)
     box.until(lambda: services.find(GENERATION) is None)
-    _, said = box.run("status")
-    state = {one["service"]: one["state"] for one in said["data"]["services"]}
-    assert "unattended" == state[GENERATION]
+    assert "unattended" == box.state()
     box.up()
     assert (first["Id"], first["State"]["StartedAt"]) == (box.container()["Id"], box.container()["State"]["StartedAt"])
 
@@ -232,18 +148,36 @@ def test_a_gpu_preset_without_a_gpu_ends_at_once(box: Box):
     assert box.container() is None
 
 
-def answers(box: Box) -> bool:
-    """Whether the published port answers its health check."""
-    try:
-        return httpx.get(f"http://127.0.0.1:{box.line.generation_port}/health", timeout=2).status_code == 200
-    except httpx.HTTPError:
-        return False
+def test_an_unattended_container_of_other_settings_does_not_stand_in(box: Box):
+    """`up` is not content with what its keeper left: the one that was asked for is ready when it returns."""
+    box.up()
+    first = box.container()["Id"]
+    record = services.find(GENERATION)
+    assert record is not None
+    os.kill(record.pid, signal.SIGKILL)
+    box.until(lambda: services.find(GENERATION) is None)
+    assert "started" == box.up("--generation-context", "4096")["action"]
+    now = box.container()
+    assert first != now["Id"]
+    assert now["State"]["Running"]
+    assert "4096" in now["Config"]["Cmd"]
 
 
-def completes(box: Box) -> bool:
-    """Whether the published port completes a prompt."""
-    try:
-        url = f"http://127.0.0.1:{box.line.generation_port}/v1/completions"
-        return httpx.post(url, json={"model": MODEL, "prompt": "a"}, timeout=1).status_code == 200
-    except httpx.HTTPError:
-        return False
+def test_ctrl_c_while_the_embed_server_loads_leaves_both(box: Box):
+    """vLLM, which took minutes, is not thrown away for it; the embed server goes on loading."""
+    process = box.line.start("up", "--embed-model", "acme/hangs")
+    box.until(lambda: "ready after" in box.log() and services.find(EMBED) is not None)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert 130 == process.returncode
+    assert "goes on starting in the background" in stderr
+    assert "ready" == box.state()
+    assert services.find(EMBED) is not None
+
+
+def test_a_container_that_somebody_removed_has_failed(box: Box):
+    """The embed server counts on it, so `status` does not call it merely not running."""
+    box.up()
+    box.client.containers.get(box.name).remove(force=True)
+    box.until(lambda: services.find(GENERATION) is None)
+    assert "failed" == box.state()

@@ -5,19 +5,28 @@ It needs 2.5 GB of packages in an environment of their own, whose folder QMD_REM
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import socket
+import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import docker
 import httpx
 import pytest
 
 from qmd_remote import expansion
-from qmd_remote.services import GENERATION
+from qmd_remote.server import constraint
+from qmd_remote.server.expander import Expander
+from qmd_remote.server.gateway import CHAT, Gateway
+from qmd_remote.settings import Settings
 from tests.docker import images
-from tests.docker.test_life import Box
+from tests.docker.box import Box
 from tests.launch.command_line import CommandLine
 from tests.server import tiny_models
 
@@ -30,8 +39,26 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 )
 QUERY = "renew a passport"
-# random weights say anything: the engine holds them to the form, and to a word of the query
-LINES = r"lex: [a-z ]{3,20}\nvec: passport [a-z ]{3,20}\nhyde: passport [a-z ]{3,20}"
+# what the stand-in for vLLM must answer as vLLM does
+ASKED: list[tuple[str, str, dict[str, Any] | None]] = [
+    ("GET", "/health", None),
+    ("GET", "/ping", None),
+    ("GET", "/version", None),
+    ("GET", "/v1/models", None),
+    ("GET", "/nowhere", None),
+    ("GET", "/v1/completions", None),
+    ("POST", "/v1/models", {}),
+    ("POST", "/v1/completions", {"model": "MODEL", "prompt": "a", "max_tokens": 1}),
+    ("POST", "/v1/completions", {"model": "none", "prompt": "a"}),
+    ("POST", "/v1/completions", {"prompt": 1}),
+    (
+        "POST",
+        "/v1/chat/completions",
+        {"model": "MODEL", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
+    ),
+    ("POST", "/v1/chat/completions", {"model": "MODEL", "messages": "a"}),
+    ("POST", "/v1/chat/completions", {"model": "none", "messages": [{"role": "user", "content": "a"}]}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +102,16 @@ def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_real_vllm_comes_up_and_expands_a_query(
+@pytest.fixture
+def box(
     home: Path,
     engine_client: docker.DockerClient,
     vllm_cpu_image: str,
     tiny_qwen2: Path,
     prefix: str,
     monkeypatch: pytest.MonkeyPatch,
-):
-    """Ready by its own health check and model list, phases told by its own words, an expansion that QMD accepts."""
+) -> Iterator[Box]:
+    """A machine whose generation is the real one; what it leaves is stopped."""
     for name, value in {
         "HF_HOME": str(home / "hf"),
         "QMD_REMOTE_GENERATION": "docker",
@@ -97,30 +125,103 @@ def test_the_real_vllm_comes_up_and_expands_a_query(
     monkeypatch.delenv("QMD_REMOTE_PRESET", raising=False)
     line = CommandLine(home)
     line.env["QMD_REMOTE_GENERATION_MODEL"] = str(tiny_qwen2)
-    box = Box(line, engine_client, f"{prefix}-vllm")
+    one = Box(line, engine_client, f"{prefix}-vllm")
+    yield one
+    assert 0 == one.run("down")[0]
+    assert one.container() is None
+
+
+def test_the_real_vllm_comes_up_and_expands_a_query(
+    box: Box, tiny_qwen2: Path, engine_client: docker.DockerClient, vllm_image: str, prefix: str
+):
+    """Ready by its own health check, phases by its own words, expansions that QMD accepts, and shapes as expected."""
+    process = box.line.start("up", "--json")
+    said, _ = process.communicate(timeout=600)
+    assert box.container() is not None, said + box.log()[-3000:]
+    url = f"http://127.0.0.1:{box.line.generation_port}"
+    assert 200 == httpx.get(f"{url}/health", timeout=10).status_code, box.log()[-3000:]
+    assert "ready" == box.state()
+    assert "loading the weights" in said or "Loading weights took" in box.log()
+    assert str(tiny_qwen2) == httpx.get(f"{url}/v1/models", timeout=10).json()["data"][0]["id"]
+    held_to_the_form(url, str(tiny_qwen2))
+    through_the_door(box, str(tiny_qwen2))
+    with standing_in(engine_client, vllm_image, f"{prefix}-standin") as other:
+        for method, path, body in ASKED:
+            real, stand_in = (answered(at, name, method, path, body) for at, name in ((url, str(tiny_qwen2)), other))
+            assert real == stand_in, (method, path, body)
+
+
+def held_to_the_form(url: str, model: str) -> None:
+    """The form that our door asks for is one that vLLM takes, and that random weights cannot leave."""
+    asked = {**expansion.chat_body(model, QUERY), "max_tokens": 300}
+    body = constraint.put("structured_outputs", "chat", asked, model)
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=300)
+    assert 200 == answer.status_code, answer.text
+    lines = answer.json()["choices"][0]["message"]["content"].split("\n")
+    assert lines
+    for line in lines[:-1]:  # the last one may be cut off
+        assert line.startswith(("lex: ", "vec: ", "hyde: ")), lines
+
+
+def through_the_door(box: Box, model: str) -> None:
+    """The door finds out how this vLLM is held to the form, and makes of its answer one that QMD's clients accept."""
+    settings = Settings(generation_engine="docker", generation_model=model, generation_port=box.line.generation_port)
+    body = json.dumps(expansion.chat_body("wrong-name", QUERY)).encode()
+    counted: list[str] = []
+
+    async def ask() -> tuple[bytes, tuple[str, ...]]:
+        async with Gateway(settings) as door:
+            expander = Expander(door, counted.append, on=True)
+            asked = expander.recognised(CHAT, [], body)
+            assert asked is not None
+            answer = await expander.answer(asked)
+            return bytes(answer.body), await constraint.Learnt(door.version).ways()
+
+    content, ways = asyncio.run(ask())
+    assert "structured_outputs" == ways[0]
+    text = json.loads(content)["choices"][0]["message"]["content"]
+    found = expansion.parse(text, QUERY)
+    assert not found.dropped, text
+    assert "vec" in {line.kind for line in found.lines}
+    assert counted[0] in {"clean", "repaired"}
+
+
+@contextmanager
+def standing_in(client: docker.DockerClient, image: str, name: str) -> Iterator[tuple[str, str]]:
+    """The stand-in, as (URL, model)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = ["vllm", "serve", "acme/fine", "--host", "0.0.0.0", "--max-model-len", "1024"]
+    container = client.containers.run(
+        image, words, name=name, detach=True, shm_size="1g", ports={"8000/tcp": ("127.0.0.1", port)}
+    )
     try:
-        process = line.start("up", "--json")
-        said, _ = process.communicate(timeout=600)
-        assert box.container() is not None, said + box.log()[-3000:]
-        url = f"http://127.0.0.1:{line.generation_port}"
-        assert 200 == httpx.get(f"{url}/health", timeout=10).status_code, box.log()[-3000:]
-        served = [one["id"] for one in httpx.get(f"{url}/v1/models", timeout=10).json()["data"]]
-        assert [str(tiny_qwen2)] == served
-        assert "loading the weights" in said or "Loading weights took" in box.log()
-        asked = {
-            "model": str(tiny_qwen2),
-            "messages": [{"role": "user", "content": QUERY}],
-            "max_tokens": 120,
-            "structured_outputs": {"regex": LINES},
-        }
-        answer = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=120)
-        assert 200 == answer.status_code, answer.text
-        text = answer.json()["choices"][0]["message"]["content"]
-        assert ["lex", "vec", "hyde"] == [one.kind for one in expansion.parse(text, QUERY).lines], text
-        wrong = httpx.post(f"{url}/v1/chat/completions", json=asked | {"model": "none"}, timeout=30)
-        assert (404, {"message", "type", "param", "code"}) == (wrong.status_code, set(wrong.json()["error"]))
-        _, status = box.run("status")
-        assert "ready" == {one["service"]: one["state"] for one in status["data"]["services"]}[GENERATION]
+        url, until = f"http://127.0.0.1:{port}", time.monotonic() + 30
+        while time.monotonic() < until:
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+                    break
+            time.sleep(0.1)
+        yield url, "acme/fine"
     finally:
-        assert 0 == box.run("down")[0]
-    assert box.container() is None
+        container.remove(force=True)
+
+
+def answered(url: str, model: str, method: str, path: str, body: Any) -> tuple[int, Any]:
+    """The status of an answer, and the shape of its body."""
+    body = body and {name: model if value == "MODEL" else value for name, value in body.items()}
+    answer = httpx.request(method, f"{url}{path}", json=body, timeout=120)
+    try:
+        return answer.status_code, shape(answer.json())
+    except ValueError:
+        return answer.status_code, None
+
+
+def shape(value: Any) -> Any:
+    """The names and kinds in a document; of errors the type, too, since clients look at it."""
+    if isinstance(value, dict):
+        return {name: one if name == "type" else shape(one) for name, one in sorted(value.items())}
+    if isinstance(value, list):
+        return [shape(value[0])] if value else []
+    return type(value).__name__

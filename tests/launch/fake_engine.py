@@ -99,7 +99,8 @@ class FakeEngine:
 
     def start(self, found: Found) -> Found:
         self.calls.append(f"start {found.name}")
-        return self.change(replace(found, state="running", started_at=str(next(self._numbers))))
+        again = replace(found, state="running", restart_policy="no", started_at=str(next(self._numbers)))
+        return self.change(again)
 
     def restart(self, found: Found, grace_s: float) -> Found:
         self.calls.append(f"restart {found.name}")

@@ -14,7 +14,7 @@ import pytest
 
 from qmd_remote import logbook
 from qmd_remote.errors import Exit, PrerequisiteError, QmdRemoteError, ServiceFailed
-from qmd_remote.launch import container_keeper, container_watch
+from qmd_remote.launch import container_keeper, container_watch, download
 from qmd_remote.launch.container import Container
 from qmd_remote.launch.container_keeper import ContainerKeeper, Service
 from qmd_remote.launch.wait import Limits
@@ -98,6 +98,7 @@ class Stage:
         self.engine, self.served, self.book = engine, served, book
         self.limits = Limits(20, 60)
         self.hang_limit_s = 60.0
+        self.fills: tuple[Path, ...] = ()
         self.keeper: ContainerKeeper | None = None
 
     def play(self, story: Story) -> int:
@@ -105,7 +106,7 @@ class Stage:
 
         async def both() -> int:
             url = f"http://127.0.0.1:{self.served.server_address[1]}"
-            service = Service("generation engine", url, self.limits, self.hang_limit_s, model=MODEL)
+            service = Service("generation engine", url, self.limits, self.hang_limit_s, MODEL, fills=self.fills)
             self.keeper = ContainerKeeper(CONTAINER, service, self.engine, self.book)
             life = asyncio.ensure_future(self.keeper.run())
             told = asyncio.ensure_future(story())
@@ -323,3 +324,70 @@ def test_a_service_that_hangs_is_restarted(stage: Stage, caplog: pytest.LogCaptu
 
     assert 0 == stage.play(hang)
     assert "completed nothing for" in caplog.text
+
+
+def test_hangs_back_off(stage: Stage, caplog: pytest.LogCaptureFixture):
+    """The second restart in a row waits for two seconds, since the first one did not help."""
+    stage.hang_limit_s = 0.1
+
+    async def hang() -> None:
+        await stage.ready()
+        stage.served.hangs = True
+        await stage.until(lambda: "restarting it in 2 s" in caplog.text)
+        stage.served.ended.set()
+
+    assert 0 == stage.play(hang)
+    assert ["restarting it at once", "restarting it in 2 s"] == [
+        one.message.rpartition("; ")[2] for one in caplog.records if "; restarting it" in one.message
+    ]
+
+
+def test_what_its_engine_restarted_must_come_back(stage: Stage, caplog: pytest.LogCaptureFixture):
+    """A container that runs again, says nothing and is never ready is restarted at the stall limit."""
+    stage.limits = Limits(0.3, 60)
+
+    async def stuck() -> None:
+        await stage.ready()
+        stage.served.up = False
+        stage.engine.change(replace(stage.engine.containers["qmd-vllm"], state="restarting", exit_code=1))
+        await stage.until(logbook.crash_file(stage.book.path).exists)
+        stage.engine.restarted("qmd-vllm")
+        await stage.until(lambda: "restart qmd-vllm" in stage.engine.calls)
+        stage.served.up = True
+
+    assert 0 == stage.play(stuck)
+    assert "made no progress" in caplog.text
+
+
+def test_one_that_a_person_paused_is_not_restarted(stage: Stage):
+    """Its health check does not answer either, and that is meant so."""
+    stage.limits = Limits(0.1, 60)
+
+    async def paused() -> None:
+        await stage.ready()
+        stage.served.up = False
+        stage.engine.change(replace(stage.engine.containers["qmd-vllm"], state="paused"))
+        await asyncio.sleep(0.5)
+
+    assert 0 == stage.play(paused)
+    assert "restart qmd-vllm" not in stage.engine.calls
+
+
+def test_a_download_that_says_nothing_is_progress(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What a container that downloads writes to the disk keeps it from counting as stuck, and is told."""
+    monkeypatch.setattr(download, "LOOK_S", 0.05)
+    stage.limits, stage.served.up = Limits(0.5, 60), False
+    stage.fills = (tmp_path / "models--acme--fine",)
+    part = stage.fills[0] / "blobs" / "abc.incomplete"
+    part.parent.mkdir(parents=True)
+
+    async def slowly() -> None:
+        for number in range(20):
+            with part.open("ab") as file:
+                file.write(bytes(1 << 20))
+            await asyncio.sleep(0.05 if number else 0.1)
+        stage.served.up = True
+        await stage.ready()
+
+    assert 0 == stage.play(slowly)
+    assert "phase: downloading the model: 0.02 GB" in stage.log()

@@ -15,6 +15,7 @@ from qmd_remote.launch import plan
 from qmd_remote.launch.gpu import Gpu, SystemMemory
 from qmd_remote.launch.hardware import Hardware
 from qmd_remote.presets import BUNDLED, DESIGN_GENERATION, MINI_GENERATION, PRESETS
+from qmd_remote.services import EMBED, GENERATION
 from qmd_remote.settings import Settings, resolve
 
 CACHE = Path("/cache")
@@ -218,6 +219,39 @@ def test_a_model_larger_than_the_memory_is_refused_on_a_cpu():
     assert "--generation-model Qwen/Qwen2.5-0.5B-Instruct" in caught.value.hint
     fits = replace(wanted, generation_model="Qwen/Qwen2.5-0.5B-Instruct")
     assert plan.make(fits, small, CACHE, env=ENV).generation.container is not None
+
+
+GB10 = replace(FULL, nvidia=True, vllm=True, gpus=(Gpu("NVIDIA GB10"),), memory=SystemMemory(121 << 30, 110 << 30))
+
+
+def share_of(argv: tuple[str, ...]) -> float:
+    """What a command line gives vLLM of the GPU's memory."""
+    return float(argv[argv.index("--gpu-memory-utilization") + 1])
+
+
+@pytest.mark.parametrize("gpus", [GB10.gpus, (Gpu("NVIDIA GPU", 24 << 30, 23 << 30),)])
+def test_vllm_as_a_process_shares_the_gpu_like_the_container(gpus: tuple[Gpu, ...]):
+    """It would take nine tenths otherwise: of the memory of a whole DGX Spark, or of what the embed server needs."""
+    machine = replace(GB10, gpus=gpus)
+    process = plan.make(Settings(generation_engine="process"), machine, CACHE, env=ENV).generation
+    docker = plan.make(Settings(generation_engine="docker"), machine, CACHE, env=ENV).generation
+    assert process.memory == docker.memory is not None
+    assert process.container is None
+    assert docker.container is not None
+    assert share_of(docker.container.command) == share_of(process.argv) < 0.7
+
+
+def test_a_process_of_vllm_that_does_not_fit_is_told():
+    """The plan says why not and what would fit, as for a container; `up` refuses it."""
+    full = replace(GB10, gpus=(Gpu("NVIDIA GPU", 8 << 30, 7 << 30),))
+    memory = plan.make(Settings(generation_engine="process"), full, CACHE, env=ENV).generation.memory
+    assert memory is not None
+    assert "GPU memory" in memory.why_not
+    ours = {GENERATION: Settings(generation_engine="process"), EMBED: Settings()}
+    busy = replace(GB10, gpus=(Gpu("NVIDIA GPU", 24 << 30, 2 << 30),))
+    again = plan.make(Settings(generation_engine="process"), busy, CACHE, held=ours, env=ENV).generation.memory
+    assert again is not None
+    assert "" == again.why_not
 
 
 def test_vllm_as_a_process_gets_what_the_container_would_get():

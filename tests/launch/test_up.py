@@ -16,7 +16,7 @@ import pytest
 
 from qmd_remote import paths, services
 from qmd_remote.errors import Exit, PrerequisiteError, QmdRemoteError, ServiceFailed, WaitEnded
-from qmd_remote.launch import down, plan, up
+from qmd_remote.launch import down, memory_plan, plan, up
 from qmd_remote.launch.hardware import Hardware
 from qmd_remote.launch.keeper import free_port
 from qmd_remote.launch.phases import Phase
@@ -101,6 +101,18 @@ def test_up_starts_both_services_generation_first(box: Box):
         assert one.pid == os.getsid(one.pid)
         assert SECRET not in " ".join(psutil.Process(one.pid).cmdline())
         assert 0o600 == stat.S_IMODE(paths.log_file(one.service).stat().st_mode)
+
+
+@pytest.mark.parametrize(("waits", "asked"), [(False, "1"), (True, "")])
+def test_vllm_has_its_turn_first_where_nobody_waits(waits: bool, asked: str, box: Box):
+    """With --no-wait the embed server is told to leave the GPU to vLLM at first; a plain `up` waits itself."""
+    made = plan.make(box.settings, box.hardware, paths.cache_dir())
+    memory = memory_plan.make(memory_plan.Memory(24 << 30, 23 << 30), memory_plan.Demand(6 << 30, 1 << 30, 3 << 30))
+    shared = replace(made, generation=replace(made.generation, memory=memory))
+    started = up.Launch(box.settings, shared, box.on_phase, waits=waits).run()
+    pids = {one.service: one.pid for one in started}
+    assert asked == psutil.Process(pids[EMBED]).environ()[services.AFTER_GENERATION]
+    assert "" == psutil.Process(pids[GENERATION]).environ()[services.AFTER_GENERATION]
 
 
 def test_up_twice_is_already_running(box: Box):
