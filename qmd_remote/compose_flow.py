@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from qmd_remote import __version__, presets, settings
+from qmd_remote import __version__, presets, settings, up_flow
 from qmd_remote.errors import PrerequisiteError, UsageError
 from qmd_remote.launch import compose as compose_file
 from qmd_remote.launch import docker_plan, embed_plan, hardware, memory_plan, plan, vllm_plan
@@ -53,7 +53,10 @@ def compose(out: Output, flags: Mapping[str, Any], *, probe: bool) -> int:
     wanted = launch_up.absolute(wanted)
     here = here or elsewhere(wanted)
     require_containers(wanted, here)
-    generation, embed = containers(replace(wanted, generation_engine="docker", embed_engine="docker"), here)
+    wanted = replace(wanted, generation_engine="docker", embed_engine="docker")
+    # of this machine only: what our own services use of it will be theirs, or the project's
+    held = up_flow.held(wanted) if probe else {}
+    generation, embed = containers(wanted, here, held)
     content = compose_file.compose(generation, embed, keyless=wanted.insecure_no_auth)
     given = f" {out.given}" if out.given else ""
     text = HEAD.format(given=given) + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
@@ -105,12 +108,15 @@ def require_containers(wanted: Settings, here: Hardware) -> None:
         )
 
 
-def containers(wanted: Settings, here: Hardware) -> tuple[Container, Container]:
-    """vLLM's container and the embed server's, as they are in a project of compose: both published on their own."""
+def containers(wanted: Settings, here: Hardware, held: Mapping[str, Settings]) -> tuple[Container, Container]:
+    """vLLM's container and the embed server's, as they are in a project of compose: both published on their own.
+
+    `held` are our services that run already, as for `up`.
+    """
     place = vllm_plan.Place(Path(HOME), Path(HOME) / "hub", cached=False)
     split = None
     if wanted.gpus != "none":
-        split = docker_plan.split_of(wanted, here, place, {})
+        split = docker_plan.split_of(wanted, here, place, held)
     elif here is not NOWHERE:
         docker_plan.require_memory(wanted, here, place.hub)
     docker_plan.require_fit(wanted, split, "qmd-remote compose")

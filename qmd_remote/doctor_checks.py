@@ -131,7 +131,7 @@ def _port(settings: Settings, name: str, host: str, port: int, flag: str) -> str
     record = services.find(name)
     if record is not None and urlsplit(record.url).port == port:
         return f"{port} is ours"
-    if holder := containers.holder_of(port):
+    if holder := containers.holder_of(host, port):
         if holder.owner == containers.us() and holder.service == name:
             return f"{port} is ours"
         raise docker_preflight.taken(holder, flag)

@@ -25,7 +25,7 @@ def wanted(settings: Settings) -> bool:
 
 
 def engine(settings: Settings, connected: Callable[[], Engine], planned: Callable[[], Plan]) -> Finding:
-    """The engine, which images are here, and room for those that are not."""
+    """The engine, which images are here, and room for those that are not. Raises for one that has to be built."""
     if not wanted(settings):
         return skipped("no container is wanted")
     at = connected()
@@ -37,6 +37,8 @@ def engine(settings: Settings, connected: Callable[[], Engine], planned: Callabl
     except QmdRemoteError:  # told by the checks of what is missing for a plan
         return ok(here)
     absent = [container for container in all_wanted if at.image(container.image) is None]
+    for container in absent:
+        docker_preflight.look_at_absence(container)
     tight = [warning for container in absent for warning in docker_preflight.look_at_disk(container, facts)]
     if tight:
         return Finding("warning", f"{here}; {tight[0]}", "free some space: docker system df, then docker image prune")

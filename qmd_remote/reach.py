@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,18 @@ def connect_host(host: str) -> str:
     if bare == "::":
         return "[::1]"
     return f"[{bare}]" if ":" in bare else bare
+
+
+def numeric(host: str) -> str:
+    """An address as digits, since container engines publish on nothing else. Raises ConfigError (bind.address)."""
+    try:
+        return str(socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)[0][4][0])
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"'{host}' is no address of this machine: {error}",
+            hint="name one of its addresses, or 127.0.0.1",
+            code="bind.address",
+        ) from None
 
 
 def require_safe_bind(settings: Settings) -> None:

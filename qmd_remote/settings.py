@@ -46,7 +46,8 @@ class Settings:
     device: str = _setting(
         "auto",
         "DEVICE",
-        "cuda, cuda:N, mps or cpu; auto takes the best there is. One named and absent is an error.",
+        "cuda, cuda:N (by nvidia-smi's numbers), mps or cpu; auto takes the best there is. One named and absent is an "
+        "error.",
     )
     backend: str = _setting(
         "auto",

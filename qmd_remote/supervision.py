@@ -32,6 +32,8 @@ log = logging.getLogger("qmd_remote.supervision")
 
 BACKLOG = 2048
 AN_ADDRESS = "its addresses are listed by: ip address; all of them are --host 0.0.0.0"
+# CUDA's own order is the fastest first; ours, and the one in which people count, is that of nvidia-smi
+GPU_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 CANNOT_START = 127  # as a shell says it
 PR_SET_PDEATHSIG = 1
 # loaded here: between fork and exec nothing may wait for a lock that another thread held at the fork

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from qmd_remote import services, settings
+from qmd_remote.services import Record
 from tests.docker import need
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,6 +143,22 @@ def test_what_would_fit_can_be_typed(qmd_remote: Run, gpu_here: str):
     assert "memory.plan" == refused["code"]
     first = refused["hint"].partition("added: ")[2].split("  or  ")[0].split(";")[0]
     assert 0 == qmd_remote(*line, *first.split(), PATH=gpu_here).code
+
+
+def test_what_our_own_services_use_is_no_reason_to_refuse(qmd_remote: Run, runs: Callable[..., Record], tmp_path: Path):
+    """The file takes their place, as an `up` with other settings would; elsewhere nothing of this machine counts."""
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA A, 24576, 1000, 580.1, 8.9'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    line, path = ("compose", "--preset", "gpu"), f"{tmp_path}:/usr/bin:/bin"
+    refused = qmd_remote(*line, "--json", PATH=path).envelope()
+    assert "memory.plan" == refused["error"]["code"]
+    ours = settings.resolve({"preset": "gpu"}, {})
+    for service in services.SERVICES:
+        runs(service, "http://127.0.0.1:9", spec=services.spec_of(service, ours), program="docker")
+    done = qmd_remote(*line, PATH=path)
+    assert (0, "") == (done.code, done.stderr)
+    elsewhere = qmd_remote("compose", "--preset", "spark", "--no-probe", "--generation-model", "acme/huge-40B")
+    assert 5 == elsewhere.code
 
 
 def test_compose_replaces_nothing_in_it(qmd_remote: Run):

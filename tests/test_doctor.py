@@ -16,8 +16,8 @@ import pytest
 from qmd_remote import doctor, doctor_checks, doctor_containers, doctor_models, presets, services, settings
 from qmd_remote.doctor import Check, Finding, ok, once, skipped
 from qmd_remote.errors import ConfigError, PrerequisiteError
-from qmd_remote.launch import docker_engine, plan
-from qmd_remote.launch.engine import EngineFacts
+from qmd_remote.launch import containers, docker_engine, plan
+from qmd_remote.launch.engine import EngineFacts, Published
 from qmd_remote.launch.gpu import Gpu, SystemMemory
 from qmd_remote.launch.hardware import Hardware
 from qmd_remote.launch.status import ServiceStatus
@@ -277,6 +277,15 @@ def test_an_engine_is_shown_with_its_endpoint_and_what_is_to_pull(cli_home: Path
     assert wanted.generation_image in found.detail
 
 
+def test_an_image_that_has_to_be_built_is_a_failure(cli_home: Path):
+    """`up` would refuse to start for it, with the same fix."""
+    wanted = of("cpu", embed_engine="docker")
+    with pytest.raises(PrerequisiteError) as met:
+        doctor_containers.engine(wanted, AnEngine, planned(wanted, CPU, cli_home))  # type: ignore[arg-type]
+    assert "image.missing" == met.value.code
+    assert "docker build -t qmd-embed-rerank ." in met.value.hint
+
+
 @pytest.mark.parametrize(
     ("facts", "state"),
     [
@@ -340,6 +349,31 @@ def test_ports_free_ours_and_taken(runs: Run, nobody: str, taken: int):
     assert f"{free} is free, {taken} is ours" == doctor_checks.ports(wanted).detail
     with pytest.raises(ConfigError, match="both services"):
         doctor_checks.ports(of("cpu", port=free, generation_port=free))
+
+
+@pytest.mark.parametrize(
+    ("address", "clashes"),
+    [("127.0.0.1", True), ("0.0.0.0", True), ("", True), ("127.0.0.2", False), ("::1", False)],
+)
+def test_a_container_on_another_address_takes_no_port(
+    monkeypatch: pytest.MonkeyPatch, nobody: str, address: str, clashes: bool
+):
+    """One port may be published on several addresses, as `up` itself sees it."""
+    free = int(nobody.rpartition(":")[2])
+
+    class Engine(AnEngine):
+        def published(self) -> tuple[Published, ...]:
+            """One container."""
+            return (Published("web", address, free),)
+
+    monkeypatch.setattr(containers, "likely", lambda: True)
+    monkeypatch.setattr(containers, "connect", Engine)
+    wanted = of("cpu", port=free, generation_engine="off")
+    if clashes:
+        with pytest.raises(PrerequisiteError, match="taken by the container web"):
+            doctor_checks.ports(wanted)
+    else:
+        assert ok(f"{free} is free") == doctor_checks.ports(wanted)
 
 
 def test_only_the_ports_of_ours_are_looked_at(nobody: str, taken: int):

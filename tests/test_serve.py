@@ -30,7 +30,8 @@ import json, os, socket, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        body = json.dumps({"pid": os.getpid(), "key": os.environ["QMD_REMOTE_API_KEY"]}).encode()
+        body = json.dumps({"pid": os.getpid(), "key": os.environ["QMD_REMOTE_API_KEY"],
+                           "order": os.environ["CUDA_DEVICE_ORDER"]}).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -99,6 +100,13 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     for process in started:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(("own", "expected"), [("", "PCI_BUS_ID"), ("FASTEST_FIRST", "FASTEST_FIRST")])
+def test_gpus_have_the_numbers_of_nvidia_smi_unless_the_user_says_otherwise(serve, monkeypatch, own, expected):
+    """`cuda:1` is the GPU that nvidia-smi calls 1, and not the second fastest; an order of one's own is kept."""
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    assert expected == serve(**({"CUDA_DEVICE_ORDER": own} if own else {})).ask()["order"]
 
 
 def test_the_worker_gets_socket_and_key_and_nobody_can_read_the_key(serve):

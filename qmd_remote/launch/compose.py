@@ -1,11 +1,13 @@
-"""The containers of a plan as a compose file: the same images, commands, mounts and limits. Pure."""
+"""The containers of a plan as a compose file: the same images, commands, mounts and limits.
+
+Pure, but for the look-up of an address that is a name.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from qmd_remote.launch.container import Container
-from qmd_remote.launch.docker_preflight import numeric
+from qmd_remote.launch.container import Container, published
 from qmd_remote.launch.embed_plan import KEY
 from qmd_remote.reach import is_loopback
 from qmd_remote.services import EMBED, GENERATION
@@ -48,9 +50,7 @@ def _service(container: Container, *, keyless: bool) -> dict[str, Any]:
         **_secrets(container, keyless=keyless),
     }
     if container.publish is not None:
-        host, outside, inside = container.publish
-        host = numeric(host)
-        service["ports"] = [f"{f'[{host}]' if ':' in host else host}:{outside}:{inside}"]
+        service["ports"] = [published(container.publish)]
     service["volumes"] = [f"{one.source}:{one.target}" + (":ro" if one.read_only else "") for one in container.mounts]
     service["shm_size"] = container.shm_bytes
     if container.ulimits:

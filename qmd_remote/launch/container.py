@@ -1,4 +1,7 @@
-"""One container of ours, as data: what `docker run` would need, its labels, and the hash that tells drift. Pure."""
+"""One container of ours, as data: what `docker run` would need, its labels, and the hash that tells drift.
+
+Pure, but for the look-up of an address that is a name.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from qmd_remote.reach import numeric
 
 OWNER_LABEL = "qmd-remote.owner"  # which installation it belongs to: a digest of its state folder
 SERVICE_LABEL = "qmd-remote.service"  # embed or generation
@@ -111,8 +116,18 @@ def arguments(command: Sequence[str], entrypoint: Sequence[str]) -> list[str]:
     return list(command)
 
 
+def published(publish: tuple[str, int, int]) -> str:
+    """Where a container is published, as `docker run -p` and compose want it. Raises ConfigError as `numeric`."""
+    host, outside, inside = publish
+    address = numeric(host)
+    return f"{f'[{address}]' if ':' in address else address}:{outside}:{inside}"
+
+
 def docker_run(container: Container, entrypoint: Sequence[str] = ()) -> str:
-    """The `docker run` line that does the same with an image of this entrypoint. Secrets come from the shell."""
+    """The `docker run` line that does the same with an image of this entrypoint. Secrets come from the shell.
+
+    Raises ConfigError as `published`.
+    """
     words = ["docker run -d", f"--name {shlex.quote(container.name)}", "--init"]
     if container.gpus != "none":
         device = "all" if container.gpus == "all" else f'"device={container.gpus}"'
@@ -134,9 +149,7 @@ def docker_run(container: Container, entrypoint: Sequence[str] = ()) -> str:
     if container.publish is None:
         words.append("--network host")
     else:
-        host, outside, inside = container.publish
-        address = f"[{host}]" if ":" in host else host
-        words.append(f"-p {address}:{outside}:{inside}")
+        words.append(f"-p {published(container.publish)}")
     return " \\\n  ".join(
         [*words, f"{shlex.quote(container.image)} {shlex.join(arguments(container.command, entrypoint))}"]
     )

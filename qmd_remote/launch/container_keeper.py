@@ -16,13 +16,13 @@ from typing import TypeVar
 
 import httpx
 
-from qmd_remote.errors import PrerequisiteError, QmdRemoteError, ServiceFailed
-from qmd_remote.launch import container_end, hang, phases, wait
+from qmd_remote.errors import QmdRemoteError, ServiceFailed
+from qmd_remote.launch import container_end, docker_preflight, hang, phases, wait
 from qmd_remote.launch.container import Container
 from qmd_remote.launch.container_log import ContainerLog
 from qmd_remote.launch.container_watch import Happening, Watch, end_in_words
 from qmd_remote.launch.download import Growth
-from qmd_remote.launch.engine import STOP_GRACE_S, Engine, Found
+from qmd_remote.launch.engine import STOP_GRACE_S, Engine, Found, ImageFacts
 from qmd_remote.launch.phases import Phase
 from qmd_remote.launch.pull_lines import PullLines
 from qmd_remote.launch.wait import Limits, Pace
@@ -89,6 +89,18 @@ class ContainerKeeper:
                 await self._remove()
                 await self._log.leave()
 
+    async def bring_image(self) -> ImageFacts:
+        """The image, pulled if it is not here. Whoever has more to fetch asks first: a wrong name is told at once.
+
+        Raises as `Engine.pull`.
+        """
+        image = await self._engine(self.engine.image, self.container.image)
+        if image is None:
+            lines = PullLines(self.book.say)
+            asked = self.wish.asked.is_set
+            image = await self._engine(lambda: self.engine.pull(self.container.image, lines.tell, asked))
+        return image
+
     async def _ready(self) -> Found | None:
         """The container, answering; None when we are told to stop before."""
         found = await self._begin()
@@ -117,11 +129,7 @@ class ContainerKeeper:
 
     async def _begin(self) -> Found | None:
         """The container, running: adopted when it is the same, else made anew."""
-        image = await self._engine(self.engine.image, self.container.image)
-        if image is None:
-            lines = PullLines(self.book.say)
-            asked = self.wish.asked.is_set
-            image = await self._engine(lambda: self.engine.pull(self.container.image, lines.tell, asked))
+        image = await self.bring_image()
         if self.wish.asked.is_set():
             return None
         found = await self._ours_alone(image.id)
@@ -144,15 +152,10 @@ class ContainerKeeper:
                 same = one
             else:
                 log.info("container %s is replaced, since its settings or its image changed", one.name)
-                await self._engine(self.engine.remove, one)
+                await self._engine(self.engine.remove, one, self.container.owner)
         other = None if same else await self._engine(self.engine.find, self.container.name)
         if other is not None:
-            raise PrerequisiteError(
-                f"there is a container named {other.name} that is not ours",
-                hint=f"look at it: docker inspect {other.name}; or take another name: "
-                f"--{self.container.service}-container NAME",
-                code="name.taken",
-            )
+            raise docker_preflight.foreign(self.container, other)
         return same
 
     async def _still_starting(self, before: Found) -> Found:
@@ -290,7 +293,7 @@ class ContainerKeeper:
             return
         self.book.say("phase: stopping the container")
         try:
-            await self._engine(self.engine.remove, found)
+            await self._engine(self.engine.remove, found, self.container.owner)
         except QmdRemoteError as error:  # told, and no reason to hide why it was to be removed
             log.error("container %s could not be removed: %s", found.name, error.message)
         else:

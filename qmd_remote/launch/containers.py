@@ -11,8 +11,10 @@ from types import MappingProxyType
 from qmd_remote import paths, services
 from qmd_remote.errors import QmdRemoteError
 from qmd_remote.launch.container import Container, owner_of
+from qmd_remote.launch.docker_preflight import overlap
 from qmd_remote.launch.engine import STOP_GRACE_S, Engine, Found, Published
 from qmd_remote.launch.plan import Plan
+from qmd_remote.reach import numeric
 from qmd_remote.services import EMBED, GENERATION
 
 DOCKER = "docker"  # the program of a service that is a container
@@ -94,12 +96,16 @@ def us() -> str:
     return owner_of(paths.run_dir())
 
 
-def holder_of(port: int) -> Published | None:
-    """The running container that has a port of this machine; None where there is none, or no engine to ask."""
+def holder_of(host: str, port: int) -> Published | None:
+    """The running container that has a port where `host` would need it; None without one, or an engine to ask."""
     if not likely():
         return None
     with suppress(QmdRemoteError):
-        return next((one for one in connect().published() if one.port == port), None)
+        address = numeric(host)
+        return next(
+            (one for one in connect().published() if one.port == port and overlap(one.address, address)),
+            None,
+        )
     return None
 
 
@@ -113,6 +119,6 @@ def sweep(names: Iterable[str] = services.SERVICES, *, but: Mapping[str, Contain
         wanted = but.get(found.service)
         image = engine.image(wanted.image) if wanted else None
         if wanted is None or image is None or not found.is_of(wanted, image.id):
-            engine.remove(found, STOP_GRACE_S)
+            engine.remove(found, us(), STOP_GRACE_S)
             swept.append(found)
     return tuple(swept)

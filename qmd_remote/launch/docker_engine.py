@@ -31,7 +31,7 @@ from qmd_remote.launch.container import OWNER_LABEL, SERVICE_LABEL, Container, a
 from qmd_remote.launch.docker_pull import Layers
 from qmd_remote.launch.docker_stream import limited
 from qmd_remote.launch.engine import STOP_GRACE_S, EngineFacts, Found, ImageFacts, Published, PullProgress
-from qmd_remote.reach import is_loopback
+from qmd_remote.reach import is_loopback, numeric
 
 log = logging.getLogger("qmd_remote.docker")
 
@@ -42,6 +42,7 @@ GONE_S = 30.0  # for a container to vanish after its end
 POLL_S = 0.2
 CREATED = "created"  # the state of what was never started
 ALREADY_GOING = "already in progress"
+NO_LIMITS = ("setting rlimit", "setrlimit")  # runc's words, and crun's
 
 # what the SDK lets through when a connection breaks, besides its own errors
 BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, OSError, StreamParseError, struct.error)
@@ -112,6 +113,7 @@ class DockerEngine:
         docker_preflight.look_at_port(container, facts, self.published())
         warnings = docker_preflight.look_at_gpu(container, facts)
         if image is None:
+            docker_preflight.look_at_absence(container)
             return docker_preflight.look_at_disk(container, facts) + warnings
         docker_preflight.look_at_image(container, image, facts)
         return warnings
@@ -176,7 +178,7 @@ class DockerEngine:
             try:
                 return self._created(container, how)
             except APIError as error:
-                if not container.ulimits or "setting rlimit" not in str(error):
+                if not container.ulimits or not any(words in str(error) for words in NO_LIMITS):
                     raise
                 # a rootless engine, or one that is confined itself, may not raise limits; most models need none
                 log.warning(
@@ -231,9 +233,9 @@ class DockerEngine:
         with self._told(f"reading the log of {found.name}"):
             yield from limited(begin, silence_s=SILENCE_S, on_silence=ask)
 
-    def remove(self, found: Found, grace_s: float = STOP_GRACE_S) -> None:
-        """Stop it with grace, remove it, and wait until it is gone. Refuses one that is not ours."""
-        if not found.owner:
+    def remove(self, found: Found, owner: str, grace_s: float = STOP_GRACE_S) -> None:
+        """Stop it with grace, remove it, and wait until it is gone. Refuses one that is not this owner's."""
+        if not owner or found.owner != owner:
             raise ServiceFailed(
                 f"the container {found.name} is not ours, and is left alone",
                 hint=f"look at it: docker inspect {found.name}",
@@ -299,7 +301,7 @@ class DockerEngine:
             how["network_mode"] = "host"
         else:
             host, outside, inside = container.publish
-            how["ports"] = {f"{inside}/tcp": (docker_preflight.numeric(host), outside)}
+            how["ports"] = {f"{inside}/tcp": (numeric(host), outside)}
         if container.gpus != "none":
             how["device_requests"] = [_gpus(container.gpus, by_cdi=self.facts().podman)]
         return how

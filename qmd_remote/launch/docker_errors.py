@@ -95,24 +95,25 @@ COMPLAINTS: tuple[Complaint, ...] = (
         r"name .* is already in use",
         "name.taken",
         "another container has the name",
-        "look at it: docker ps -a; or take another name: --generation-container NAME",
+        "look at it: docker ps -a; rename it: docker rename NAME OTHER; or remove it: docker rm NAME",
     ),
     Complaint(
-        r"no matching manifest for|no image found in (?:manifest list|image index)|"
+        r"no matching manifest for|no match for platform in manifest|no image found in (?:manifest list|image index)|"
         r"does not match the specified platform|exec format error",
         "image.arch",
         "the image is not made for this machine's processor",
-        "choose an image for it: --generation-image IMAGE",
+        "choose an image for it: --generation-image IMAGE, or --embed-image IMAGE",
         ConfigError,
     ),
+    # before "program": that a helper's executable is not found says nothing of the image
     Complaint(
-        r"Credentials store error|docker-credential-\S+ not installed",
+        r"Credentials store error|error getting credentials|docker-credential-\S+ (?:not installed|executable file)",
         "image.auth",
         "the helper that keeps the passwords of registries does not work",
         "install it, or take credsStore and credHelpers out of ~/.docker/config.json",
     ),
     Complaint(
-        r"toomanyrequests|rate limit",
+        r"toomanyrequests|too many requests|rate limit",
         "image.rate",
         "the registry allows no more pulls for now",
         "log in to it (docker login REGISTRY), or try again later: qmd-remote up",
@@ -126,8 +127,9 @@ COMPLAINTS: tuple[Complaint, ...] = (
         "check its name, or log in: docker login REGISTRY",
     ),
     Complaint(
-        r"manifest unknown|manifest for .* not found|no such image|repository does not exist|name unknown|"
-        r"invalid reference format|short-name .* did not resolve|Repository name cannot|Invalid index name",
+        r"manifest unknown|manifest for .* not found|failed to resolve reference .*: \S+: not found|no such image|"
+        r"repository does not exist|name unknown|invalid reference format|short-name .* did not resolve|"
+        r"Repository name cannot|Invalid index name",
         "image.missing",
         "there is no such image",
         "check its name and tag: --generation-image IMAGE, or --embed-image IMAGE",
@@ -169,7 +171,10 @@ COMPLAINTS: tuple[Complaint, ...] = (
     Complaint(
         r"dial tcp|lookup .* no such host|connection refused|i/o timeout|TLS handshake timeout|"
         r"server gave HTTP response to HTTPS client|request canceled while waiting|network is unreachable|"
-        r"unexpected EOF|: EOF$|connection reset by peer|unexpected HTTP status: 5|download failed after attempts",
+        r"unexpected EOF|: EOF$|connection reset by peer|download failed after attempts|Client\.Timeout exceeded|"
+        # of a registry's address: a container that takes too long to start has the same words
+        r"(?:https?://|failed to (?:resolve|do|copy)).*context deadline exceeded|"
+        r"unexpected (?:HTTP )?status(?: code)?(?: from \w+ request to)?(?: \S+)?: 5\d\d",
         "registry.unreachable",
         "the registry does not answer",
         "check the network and the image's name; then: qmd-remote up (an engine may have to fetch it anew)",

@@ -219,10 +219,8 @@ def _embed_gpu(settings: Settings) -> int:
     """The number of the GPU that the embed server computes on; in a container it counts those that it was given."""
     _, _, number = settings.device.partition(":")
     at = int(number or 0)
-    given = settings.gpus.split(",")
-    if settings.embed_engine == "docker" and settings.gpus not in {"all", "none"} and at < len(given):
-        return int(given[at])
-    return at
+    given = _given(settings.gpus)
+    return given[at] if settings.embed_engine == "docker" and at < len(given) else at
 
 
 def cpu_kv_gib(settings: Settings, hub: Path) -> int:
@@ -256,7 +254,12 @@ def hf_home(env: Mapping[str, str]) -> Path:
 
 def _first(gpus: str) -> int:
     """The number of the first GPU of those that containers are given."""
-    return 0 if gpus in {"all", "none"} else int(gpus.partition(",")[0])
+    return next(iter(_given(gpus)), 0)
+
+
+def _given(gpus: str) -> list[int]:
+    """The numbers that containers are given, in the order in which CUDA counts them there; none for all, or none."""
+    return [] if gpus in {"all", "none"} else sorted(int(number) for number in gpus.split(","))
 
 
 def _others(settings: Settings, hub: Path, *, unified: bool) -> dict[str, Choice]:

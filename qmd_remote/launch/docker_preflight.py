@@ -5,15 +5,15 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
-import socket
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from qmd_remote import services
+from qmd_remote import services, settings
 from qmd_remote.errors import ConfigError, PrerequisiteError
 from qmd_remote.launch.container import Container
 from qmd_remote.launch.engine import EngineFacts, Found, ImageFacts, Published
+from qmd_remote.reach import numeric
 from qmd_remote.supervision import listen
 
 LARGE = ("vllm", "nvidia", "pytorch")  # in an image's name
@@ -24,12 +24,31 @@ CDI_GPU = "nvidia.com/gpu"  # the kind of device in a specification
 
 def look_at_name(container: Container, found: Found | None) -> None:
     """Refuse a name that somebody else's container has. Raises PrerequisiteError (name.taken)."""
-    if found is None or found.owner == container.owner:
+    if found is not None and found.owner != container.owner:
+        raise foreign(container, found)
+
+
+def foreign(container: Container, found: Found) -> PrerequisiteError:
+    """The error for a container that has the name of ours; the embed server's name has no option of its own."""
+    embed = container.service == services.EMBED
+    other = "qmd-remote settings set embed_container=NAME" if embed else "--generation-container NAME"
+    return PrerequisiteError(
+        f"there is a container named {found.name} that is not ours ({found.image}, {found.state})",
+        hint=f"look at it: docker inspect {found.name}; or take another name: {other}",
+        code="name.taken",
+    )
+
+
+def look_at_absence(container: Container) -> None:
+    """Refuse to pull what no registry has: our own image, which is built. Raises PrerequisiteError (image.missing)."""
+    own = settings.field_of("embed_image").default
+    if container.service != services.EMBED or container.image.removesuffix(":latest") != own:
         return
     raise PrerequisiteError(
-        f"there is a container named {found.name} that is not ours ({found.image}, {found.state})",
-        hint=f"look at it: docker inspect {found.name}; or take another name: --{container.service}-container NAME",
-        code="name.taken",
+        f"the image {own} is not here; it is built from the sources of qmd-remote, and is in no registry",
+        hint=f"in a checkout of qmd-remote: docker build -t {own} .; or, without it: qmd-remote up "
+        "--embed-engine process",
+        code="image.missing",
     )
 
 
@@ -81,7 +100,7 @@ def look_at_port(container: Container, facts: EngineFacts, published: Iterable[P
     flag = "--port" if container.service == services.EMBED else "--generation-port"
     # an engine without a proxy process holds a port by rules of the firewall, and it could be bound all the same
     for one in holders:
-        if _overlap(one.address, numeric(host)):
+        if overlap(one.address, numeric(host)):
             raise taken(one, flag)
     try:
         listen(host, port, holder=services.port_holder, flag=flag).close()
@@ -126,31 +145,19 @@ def look_at_gpu(container: Container, facts: EngineFacts) -> tuple[str, ...]:
     )
 
 
-def gpu_way(facts: EngineFacts) -> str:
-    """How the engine gives a container a GPU, as far as it shows; empty where nothing does."""
-    if "nvidia" in facts.runtimes:
-        return "its nvidia runtime"
-    return "CDI" if facts.podman or _specified(facts.cdi) else ""
-
-
-def numeric(host: str) -> str:
-    """An address as digits, since engines publish on nothing else. Raises ConfigError (bind.address)."""
-    try:
-        return str(socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)[0][4][0])
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(
-            f"'{host}' is no address of this machine: {error}",
-            hint="name one of its addresses, or 127.0.0.1",
-            code="bind.address",
-        ) from None
-
-
-def _overlap(theirs: str, ours: str) -> bool:
+def overlap(theirs: str, ours: str) -> bool:
     """Whether two addresses cannot have one port: they are the same, or one of them is every address."""
     if theirs == ours or not theirs:
         return True
     one, other = ipaddress.ip_address(theirs), ipaddress.ip_address(ours)
     return one.version == other.version and (one.is_unspecified or other.is_unspecified)
+
+
+def gpu_way(facts: EngineFacts) -> str:
+    """How the engine gives a container a GPU, as far as it shows; empty where nothing does."""
+    if "nvidia" in facts.runtimes:
+        return "its nvidia runtime"
+    return "CDI" if facts.podman or _specified(facts.cdi) else ""
 
 
 def _specified(folders: Iterable[str]) -> bool:

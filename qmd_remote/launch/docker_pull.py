@@ -10,6 +10,9 @@ from qmd_remote.launch.engine import PullProgress
 
 HERE = frozenset({"Already exists", "Pull complete"})
 FETCHED = frozenset({"Download complete", "Verifying Checksum", "Extracting", *HERE})
+# what is said of layers alone; engines with containerd's image store tell of manifests and configurations too
+OF_LAYERS = frozenset({"Pulling fs layer", "Extracting", *HERE})
+ENDS = ("Digest:", "Status:")  # what an engine says when it has all layers
 
 
 @dataclass
@@ -18,6 +21,13 @@ class _Layer:
     fetched: int = 0
     size: int = 0
     unpacked: int = 0
+    unpacking_s: int = 0
+    is_layer: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is a layer, as far as one knows: what is fetched, and never was called one, is none."""
+        return self.is_layer or self.status not in FETCHED
 
 
 class Layers:
@@ -25,45 +35,63 @@ class Layers:
 
     def __init__(self) -> None:
         self._layers: dict[str, _Layer] = {}
+        self._ended = False
 
     def add(self, event: Mapping[str, Any]) -> PullProgress:
-        """Take one event; returns the state after it. Events about no layer change nothing."""
+        """Take one event; returns the state after it. Events about no layer change nothing but the end."""
         name, status = event.get("id"), str(event.get("status") or "")
         if name and status and not status.startswith("Pulling from"):
             self._take(self._layers.setdefault(str(name), _Layer()), status, event.get("progressDetail") or {})
+        elif status.startswith(ENDS):
+            self._ended = True
         return self.progress()
 
     def progress(self) -> PullProgress:
         """The state now: bytes that were fetched while any layer is under way, then bytes that were unpacked."""
-        layers = list(self._layers.values())
-        here = sum(layer.status in HERE for layer in layers)
-        coming = [layer for layer in layers if layer.status not in FETCHED]
-        sized = [layer for layer in layers if layer.size]
+        layers = {name: layer for name, layer in self._layers.items() if layer.counts}
+        here = sum(layer.status in HERE for layer in layers.values())
+        coming = [layer for layer in layers.values() if layer.status not in FETCHED]
+        sized = [layer for layer in layers.values() if layer.size]
         total = sum(layer.size for layer in sized)
         under_way = tuple(
             (name, layer.status, layer.unpacked if layer.status == "Extracting" else layer.fetched, layer.size)
-            for name, layer in self._layers.items()
+            for name, layer in layers.items()
             if layer.size and layer.status not in HERE
         )
+        if self._ended:
+            return PullProgress(total, total, len(layers), len(layers), "verifying")
         if coming:
             moving = any(layer.status == "Downloading" for layer in coming)
             done = sum(layer.fetched for layer in sized)
             return PullProgress(
-                done, total, here, len(layers), "downloading" if moving or done else "waiting", under_way
+                done,
+                total,
+                here,
+                len(layers),
+                "downloading" if moving or done else "waiting",
+                under_way,
+                unsized=sum(not layer.size for layer in coming),
             )
-        if here < len(layers):
-            done = sum(layer.size if layer.status in HERE else layer.unpacked for layer in sized)
-            return PullProgress(done, total, here, len(layers), "unpacking", under_way)
-        return PullProgress(total, total, here, len(layers), "verifying" if layers else "waiting")
+        # layers that are here are told before those that are not, so that all of them may be no more than the first
+        if here == len(layers):
+            came = any(layer.status == "Pull complete" for layer in layers.values())
+            return PullProgress(total, total, here, here, "verifying" if came else "waiting")
+        done = sum(layer.size if layer.status in HERE else layer.unpacked for layer in sized)
+        unpacking_s = max((layer.unpacking_s for layer in layers.values() if layer.status == "Extracting"), default=0)
+        return PullProgress(done, total, here, len(layers), "unpacking", under_way, unpacking_s=unpacking_s)
 
     @staticmethod
     def _take(layer: _Layer, status: str, detail: Mapping[str, Any]) -> None:
         layer.status = status
-        current, size = detail.get("current"), detail.get("total")
-        if isinstance(size, int) and size > 0:
+        layer.is_layer = layer.is_layer or status in OF_LAYERS
+        current, size, units = detail.get("current"), detail.get("total"), detail.get("units")
+        if isinstance(size, int) and size > 0 and not units:
             layer.size = size
         if isinstance(current, int) and status == "Extracting":
-            layer.unpacked = current
+            if not units:
+                layer.unpacked = current
+            elif units == "s":
+                layer.unpacking_s = max(current, 0)
         elif isinstance(current, int) and status == "Downloading":
             layer.fetched = current
         if status in FETCHED:

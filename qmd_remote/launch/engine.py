@@ -95,7 +95,9 @@ class Published:
 class PullProgress:
     """How far a pull is: bytes of all layers seen so far, layers done, and what is being done now.
 
-    `layers` tells each layer that is under way: (id, what, done bytes, total bytes).
+    `layers` tells each layer that is under way: (id, what, done bytes, total bytes). `unsized` counts those to come
+    whose size is not known yet. `unpacking_s` is for how long the slowest layer has been unpacked, where the engine
+    tells that instead of bytes.
     """
 
     done: int
@@ -104,6 +106,8 @@ class PullProgress:
     layers_total: int
     step: Literal["downloading", "unpacking", "waiting", "verifying"]
     layers: tuple[tuple[str, str, int, int], ...] = ()
+    unsized: int = 0
+    unpacking_s: int = 0
 
 
 class Engine(Protocol):
@@ -118,7 +122,7 @@ class Engine(Protocol):
         """Look at all that could stop `container` before anything is made; returns warnings.
 
         Raises PrerequisiteError or ConfigError: the GPU runtime, the port (with its holder), a mount's source, a
-        foreign container of this name, disk space for an image that is not here.
+        foreign container of this name, disk space for an image that is not here, or an image that has to be built.
         """
 
     def image(self, name: str) -> ImageFacts | None:
@@ -158,5 +162,5 @@ class Engine(Protocol):
         `tail` lines from the end at first, or all; only what came at `since` (as `Found.started_at`) or later.
         """
 
-    def remove(self, found: Found, grace_s: float = STOP_GRACE_S) -> None:
-        """Stop it with grace, remove it, and wait until it is gone. Refuses one that is not ours."""
+    def remove(self, found: Found, owner: str, grace_s: float = STOP_GRACE_S) -> None:
+        """Stop it with grace, remove it, and wait until it is gone. Refuses one that is not this owner's."""

@@ -30,7 +30,7 @@ from qmd_remote.output import Output
 from qmd_remote.reach import is_loopback
 from qmd_remote.settings import Settings
 from qmd_remote.stop_wish import StopWish
-from qmd_remote.supervision import Child, Supervisor, answers_ok, listen
+from qmd_remote.supervision import GPU_ORDER, Child, Supervisor, answers_ok, listen
 
 # OpenMP threads that spin while they wait are ruinous where another process wants their core, as the embed server does:
 # measured on 2 busy cores, 2.6 against 12.6 tokens/s
@@ -91,14 +91,20 @@ def _keep_container(settings: Settings, container: Container) -> int:
 
 
 async def _live(settings: Settings, keeper: ContainerKeeper) -> int:
-    """Have the model here, then keep the container: it then needs no token, and no rights on the hub's cache."""
+    """Have image and model here, then keep the container: it then needs no token, and no rights on the hub's cache.
+
+    The image comes first: whether it is there at all is known at once, and the model may be many gigabytes.
+    """
     generation = keeper.container.service == services.GENERATION
     if not generation:
         with keeper.wish.heeded_in_loop(), suppress(Interrupted):
             await asyncio.to_thread(turn.wait_for_generation, settings, _reporter(keeper))
     if generation and docker_plan.to_download(settings) and download.possible():
         with keeper.wish.heeded_in_loop():
-            if not await download.ensure(settings.generation_model, keeper.book, keeper.wish):
+            await keeper.bring_image()
+            if keeper.wish.asked.is_set() or not await download.ensure(
+                settings.generation_model, keeper.book, keeper.wish
+            ):
                 return 0
         # it is here now, and the container needs to know
         planned = plan.make(
@@ -150,7 +156,7 @@ async def _keep(
     settings: Settings, generation: plan.GenerationPlan, listener: socket.socket, book: Logbook, wish: StopWish
 ) -> int:
     port = free_port()
-    env = {**PATIENT_THREADS, **os.environ, **QUIET, **generation.env}
+    env = {**PATIENT_THREADS, **GPU_ORDER, **os.environ, **QUIET, **generation.env}
     # the engine listens on loopback for the relay only; our key is not its business
     env.pop("QMD_REMOTE_API_KEY", None)
     watch = functools.partial(hang.until_hung, f"http://127.0.0.1:{port}", generation.model, settings.hang_limit_s)

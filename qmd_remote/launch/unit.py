@@ -26,7 +26,8 @@ FOLDERS = frozenset(
 SEARCHED = frozenset({"PATH", "LD_LIBRARY_PATH"})
 WORDS = frozenset(
     {
-        *("HF_HUB_OFFLINE", "DOCKER_CONTEXT", "DOCKER_TLS_VERIFY", "CUDA_VISIBLE_DEVICES"),
+        *("HF_HUB_OFFLINE", "DOCKER_CONTEXT", "DOCKER_TLS_VERIFY"),
+        *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"),
         *("NO_PROXY", "no_proxy"),
     }
 )

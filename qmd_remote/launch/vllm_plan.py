@@ -14,6 +14,7 @@ from qmd_remote.launch.container import VLLM_SERVE, Container, Mount, Ulimit
 from qmd_remote.reach import is_loopback
 from qmd_remote.services import GENERATION
 from qmd_remote.settings import Settings
+from qmd_remote.supervision import GPU_ORDER
 
 PORT = 8000  # inside the container
 HUB = "/root/.cache/huggingface"
@@ -26,14 +27,19 @@ CPU_KV_CACHE_GIB = 4
 SHARE, CONTEXT, SEQUENCES = "--gpu-memory-utilization", "--max-model-len", "--max-num-seqs"
 NAME, SPLIT = "--served-model-name", "--tensor-parallel-size"
 SHORT = {"-tp": SPLIT}
-# what would leave the container where nobody looks for it, or show a secret to every user of the machine
+# what would leave vLLM where nobody looks for it, or show a secret to every user of the machine → what to do instead
 OURS = {
-    "--port": "--generation-port",
-    "--uds": "--generation-port",
-    "--model": "--generation-model",
-    "--api-key": "QMD_REMOTE_API_KEY",
-    "--hf-token": "HF_TOKEN",
+    "--host": "use --generation-host instead",
+    "--port": "use --generation-port instead",
+    "--uds": "use --generation-port instead",
+    "--headless": "leave it out: vLLM would not listen",
+    "--grpc": "leave it out: vLLM would not answer over HTTP",
+    "--model": "use --generation-model instead",
+    "--api-key": "use QMD_REMOTE_API_KEY instead",
+    "--hf-token": "use HF_TOKEN instead",
 }
+SSL = "--ssl-", "--enable-ssl-"  # how such options begin; vLLM is asked without TLS
+TLS = "use --tls-cert and --tls-key instead: the embed server passes requests on, and vLLM need not be reached"
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ def vllm_container(
     if key := published_key(settings):
         secret["VLLM_API_KEY"] = key
     hub = {"HF_HUB_OFFLINE": "1"} if local or place.cached else endpoint(env)
-    on_cpu = {"VLLM_CPU_KVCACHE_SPACE": str(kv_gib)} if settings.gpus == "none" else {}
+    # the memory plan is made for the first GPU by nvidia-smi's numbers
+    device = {"VLLM_CPU_KVCACHE_SPACE": str(kv_gib)} if settings.gpus == "none" else GPU_ORDER
     return Container(
         name=settings.generation_container,
         service=GENERATION,
@@ -89,7 +96,7 @@ def vllm_container(
         owner=owner,
         version=version,
         gpus=settings.gpus,
-        env={**QUIET, **on_cpu, **hub},
+        env={**QUIET, **device, **hub},
         secret_env=secret,
         mounts=tuple(_mounts(settings, place)),
         publish=(settings.generation_host, settings.generation_port, PORT),
@@ -202,9 +209,9 @@ def endpoint(env: Mapping[str, str]) -> dict[str, str]:
 
 def _require_theirs(model: str, named: Mapping[str, Sequence[str]]) -> None:
     """Refuse options that are ours to give, and a name under which nobody would ask. Raises UsageError."""
-    for option, instead in OURS.items():
-        if option in named:
-            raise UsageError(f"{option} is not for the options of vLLM", hint=f"use {instead} instead")
+    for option in named:
+        if instead := OURS.get(option) or (TLS if option.startswith(SSL) else ""):
+            raise UsageError(f"{option} is not for the options of vLLM", hint=instead)
     if NAME in named and model not in named[NAME]:
         raise UsageError(
             f"{NAME} in the options for vLLM does not name {model}, which is what clients ask for",

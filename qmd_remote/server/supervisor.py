@@ -20,7 +20,7 @@ from qmd_remote.reception import refuse_waiting, turn_away
 from qmd_remote.server import orphans
 from qmd_remote.server.orphans import Orphans
 from qmd_remote.settings import Settings
-from qmd_remote.supervision import Child, Supervisor, answers_ok, listen, python_module
+from qmd_remote.supervision import GPU_ORDER, Child, Supervisor, answers_ok, listen, python_module
 
 log = logging.getLogger("qmd_remote.serve")
 
@@ -48,7 +48,7 @@ def serve(settings: Settings, *, managed: bool = False, as_json: bool = False) -
     url = dataclasses.replace(settings, port=listener.getsockname()[1]).url
     log.info("embed server on %s", url)
     kept = Orphans(listener) if orphans.possible(tls=tls is not None) else None
-    env = {**os.environ, **settings.to_env(), **(kept.env if kept else {})}
+    env = {**GPU_ORDER, **os.environ, **settings.to_env(), **(kept.env if kept else {})}
 
     def crashed() -> None:
         env.pop(services.AFTER_GENERATION, None)  # generation was started once, and its restarts wait for nobody

@@ -80,7 +80,7 @@ def test_a_container_is_made_as_planned(
     assert host["PortBindings"] == {"8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(container.publish[1])}]}
     assert {one["Destination"]: one["Type"] for one in told["Mounts"]} == {"/cache": "bind", "/compiled": "volume"}
     assert {"A=1", "VLLM_API_KEY=s3cret"} <= set(told["Config"]["Env"])
-    engine.remove(found)
+    engine.remove(found, found.owner)
 
 
 @pytest.mark.parametrize("entrypoint", ["", '["vllm", "serve"]', '["/usr/local/bin/vllm"]'])
@@ -99,7 +99,7 @@ def test_the_entrypoint_of_the_image_decides_what_it_is_given(
     try:
         found = started(engine, replace(container, image=name))
         until(lambda: "startup complete" in log_of(engine, found))
-        engine.remove(found)
+        engine.remove(found, found.owner)
     finally:
         engine_client.images.remove(name, force=True)
 
@@ -112,18 +112,20 @@ def test_ours_are_known_by_label(engine: DockerEngine, engine_client: docker.Doc
     assert [] == list(engine.ours(container.owner, "embed"))
     assert [] == list(engine.ours("somebody else"))
     with pytest.raises(ServiceFailed):
-        engine.remove(engine.find(foreign.name))
-    assert engine.find(foreign.name) is not None
-    engine.remove(found)
+        engine.remove(engine.find(foreign.name), container.owner)
+    with pytest.raises(ServiceFailed):
+        engine.remove(found, "somebody else")
+    assert None not in (engine.find(foreign.name), engine.find(found.name))
+    engine.remove(found, found.owner)
 
 
 def test_removing_waits_until_it_is_gone_and_may_be_repeated(engine: DockerEngine, container: Container):
     """After it the name is free, and a second removal is no error."""
     found = started(engine, container)
-    engine.remove(found, grace_s=1)
+    engine.remove(found, found.owner, grace_s=1)
     assert engine.find(container.name) is None
-    engine.remove(found)
-    engine.remove(started(engine, container), grace_s=1)
+    engine.remove(found, found.owner)
+    engine.remove(started(engine, container), container.owner, grace_s=1)
 
 
 def test_a_start_that_fails_leaves_no_container(engine: DockerEngine, container: Container):
@@ -155,7 +157,7 @@ def test_a_program_that_the_image_lacks_ends_the_container_with_127(engine: Dock
     until(lambda: engine.find(container.name).state == "exited")
     error = container_end.to_error("engine", "", engine.find(container.name), Path("engine.log"))
     assert "program.missing" == error.code
-    engine.remove(found)
+    engine.remove(found, found.owner)
 
 
 def test_the_name_of_a_foreign_container_is_refused(
@@ -178,7 +180,7 @@ def test_a_taken_port_is_refused_with_its_holder(engine: DockerEngine, container
     assert "port.taken" == caught.value.code
     assert container.name in caught.value.message
     assert () == engine.preflight(container)
-    engine.remove(first, grace_s=1)
+    engine.remove(first, first.owner, grace_s=1)
 
 
 def test_a_folder_that_is_missing_is_refused(engine: DockerEngine, container: Container, tmp_path: Path):
@@ -204,7 +206,7 @@ def test_a_restart_policy_is_set_after_readiness(engine: DockerEngine, container
     assert "no" == found.restart_policy
     engine.keep_running(found)
     assert "unless-stopped" == engine.find(container.name).restart_policy
-    engine.remove(found, grace_s=1)
+    engine.remove(found, found.owner, grace_s=1)
 
 
 def test_an_engine_that_is_not_there_is_told_with_its_endpoint(tmp_path: Path):

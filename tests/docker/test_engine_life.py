@@ -185,7 +185,7 @@ def test_all_gpus_are_given_where_the_engine_has_them(own: Own):
     """With NVIDIA's hook the request goes through."""
     found = started(own.engine(), program(gpus="all"))
     assert found.running
-    own.engine().remove(found, 0)
+    own.engine().remove(found, found.owner, 0)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_an_engine_that_ends_is_told_by_every_call(own: Own, end: str):
         lambda: engine.start(found),
         lambda: engine.restart(found, 0),
         lambda: engine.keep_running(found),
-        lambda: engine.remove(found, 0),
+        lambda: engine.remove(found, found.owner, 0),
         lambda: list(engine.logs(found)),
         own.engine,
     ]

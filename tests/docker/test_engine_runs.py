@@ -74,7 +74,7 @@ def test_the_log_of_a_run_has_its_first_line(engine, program):
         found = run(engine, program("print('first')"))
         assert ["first"] == logged(engine.logs(found, since=found.started_at))
         assert ["first"] == logged(engine.logs(ended(engine, found), since=found.started_at))
-        engine.remove(found)
+        engine.remove(found, found.owner)
 
 
 def test_the_log_of_a_later_run_has_its_own_lines_only(engine, program):
@@ -86,7 +86,7 @@ def test_the_log_of_a_later_run_has_its_own_lines_only(engine, program):
     every = logged(engine.logs(again, follow=False))
     assert every[1:] == logged(engine.logs(again, since=again.started_at, follow=False))
     assert every[1:] == logged(engine.logs(again, tail=1, follow=False))
-    engine.remove(again, 0)
+    engine.remove(again, again.owner, 0)
 
 
 def test_a_log_is_followed_until_the_end(engine, program):
@@ -94,7 +94,7 @@ def test_a_log_is_followed_until_the_end(engine, program):
     found = run(engine, program("import sys; print('out'); print('err', file=sys.stderr); sys.exit(3)"))
     assert {"out", "err"} == set(logged(engine.logs(found)))
     assert 3 == ended(engine, found).exit_code
-    engine.remove(found)
+    engine.remove(found, found.owner)
 
 
 def test_a_start_that_is_interrupted_leaves_no_container(engine, program, monkeypatch):
@@ -120,7 +120,7 @@ def test_limits_that_the_engine_may_not_set_are_left_out(engine, engine_client, 
     assert "nofile" in caplog.text
     assert not engine_client.api.inspect_container(found.id)["HostConfig"]["Ulimits"]
     assert (endless.spec_hash, "running") == (found.spec_hash, found.state)
-    engine.remove(found, 0)
+    engine.remove(found, found.owner, 0)
 
 
 def test_a_name_that_was_taken_meanwhile_is_told_and_nothing_is_removed(engine, program):
@@ -132,7 +132,7 @@ def test_a_name_that_was_taken_meanwhile_is_told_and_nothing_is_removed(engine, 
     still = engine.find(first.name)
     assert still is not None
     assert (first.id, "running") == (still.id, still.state)
-    engine.remove(first, 0)
+    engine.remove(first, first.owner, 0)
 
 
 def test_an_image_that_is_gone_is_told(engine, program):
@@ -150,7 +150,7 @@ def test_a_container_that_ignores_its_end_is_ended_by_force(engine, program):
     """The grace is kept to, and then the engine kills."""
     found = run(engine, program(STUBBORN))
     until(lambda: logged(engine.logs(found, follow=False)) == ["deaf"])
-    engine.remove(found, grace_s=1)
+    engine.remove(found, found.owner, grace_s=1)
     assert engine.find(found.name) is None
 
 
@@ -158,15 +158,15 @@ def test_every_state_can_be_removed(engine, engine_client, program):
     """Paused, made and never started, and ended containers go like running ones; a second removal is no error."""
     found = run(engine, program(SLEEPS))
     engine_client.api.pause(found.id)
-    engine.remove(found, grace_s=1)
+    engine.remove(found, found.owner, grace_s=1)
     engine_client.api.create_container(program("").image, ["python3"], name=program("").name, labels=program("").labels)
     never_started = engine.find(program("").name)
     assert never_started is not None
     assert "created" == never_started.state
-    engine.remove(never_started)
+    engine.remove(never_started, never_started.owner)
     found = run(engine, program(""))
-    engine.remove(ended(engine, found))
-    engine.remove(found)
+    engine.remove(ended(engine, found), found.owner)
+    engine.remove(found, found.owner)
     assert engine.find(found.name) is None
 
 
@@ -177,7 +177,7 @@ def test_two_who_remove_at_once_do_not_quarrel(engine, program):
 
     def remove() -> None:
         try:
-            docker_engine.connect().remove(found, grace_s=0)
+            docker_engine.connect().remove(found, found.owner, grace_s=0)
         except QmdRemoteError as error:
             errors.append(error)
 
@@ -197,7 +197,7 @@ def test_one_that_is_stopped_can_be_started_again(engine, program):
     engine._api.stop(found.id, timeout=0)
     again = engine.start(found)
     assert (found.id, "running", "no") == (again.id, again.state, again.restart_policy)
-    engine.remove(again, 0)
+    engine.remove(again, again.owner, 0)
 
 
 def test_the_engine_restarts_what_ends_and_is_kept_running(engine, program):
@@ -205,7 +205,7 @@ def test_the_engine_restarts_what_ends_and_is_kept_running(engine, program):
     found = run(engine, program("import time; time.sleep(0.5)"))
     engine.keep_running(found)
     until(lambda: (now := engine.find(found.name)) is not None and now.restarts > 0)
-    engine.remove(found, 0)
+    engine.remove(found, found.owner, 0)
     assert engine.find(found.name) is None
 
 
@@ -215,7 +215,7 @@ def test_a_container_in_the_hosts_network_publishes_nothing(engine, engine_clien
     told = engine_client.api.inspect_container(found.id)
     assert ("host", {}) == (told["HostConfig"]["NetworkMode"], told["HostConfig"]["PortBindings"] or {})
     assert "1000:1000" == told["Config"]["User"]
-    engine.remove(found, 0)
+    engine.remove(found, found.owner, 0)
 
 
 def test_a_port_that_is_taken_between_look_and_start_is_told(engine, program, free_port):
@@ -226,7 +226,7 @@ def test_a_port_that_is_taken_between_look_and_start_is_told(engine, program, fr
     with pytest.raises(PrerequisiteError) as told:
         run(engine, second)
     assert "port.taken" == told.value.code
-    engine.remove(first, 0)
+    engine.remove(first, first.owner, 0)
     with socket.create_server(("127.0.0.1", port)), pytest.raises(PrerequisiteError) as told:
         run(engine, second)
     assert "port.taken" == told.value.code
@@ -254,5 +254,5 @@ def test_no_volume_without_a_name_stays_behind(engine, engine_client: docker.Doc
     (volume,) = engine_client.api.inspect_container(made["Id"])["Mounts"]
     found = engine.find(container.name)
     assert found is not None
-    engine.remove(found)
+    engine.remove(found, found.owner)
     assert volume["Name"] not in {one.name for one in engine_client.volumes.list()}

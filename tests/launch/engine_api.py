@@ -69,7 +69,11 @@ def _handler(api: EngineApi) -> type[BaseHTTPRequestHandler]:
             if isinstance(answer, Callable):
                 answer(self)
                 return
-            data = answer.encode() if isinstance(answer, str) else json.dumps(answer or {"message": "no such"}).encode()
+            if answer is None:  # of images the client wants to hear just this
+                told = json.dumps({"message": f"No such {name.split('/')[1].removesuffix('s')}"})
+            else:
+                told = answer if isinstance(answer, str) else json.dumps(answer)
+            data = told.encode()
             self.send_response(404 if answer is None else 200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))

@@ -122,7 +122,8 @@ class FakeEngine:
             with self._changed:
                 self._changed.wait(0.02)
 
-    def remove(self, found: Found, grace_s: float = 60.0) -> None:
+    def remove(self, found: Found, owner: str, grace_s: float = 60.0) -> None:
+        assert owner == found.owner
         self.calls.append(f"remove {found.name}")
         with self._changed:
             self.containers.pop(found.name, None)

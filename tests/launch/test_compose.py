@@ -48,6 +48,10 @@ def test_both_are_published_on_this_machine_alone():
     assert [["127.0.0.1:8000:8000"], ["127.0.0.1:8001:8001"]] == [one["ports"] for one in services.values()]
     other = written(replace(DESIGN, host="::1", port=9001))["services"]["embed"]
     assert ["[::1]:9001:8001"] == other["ports"]
+    bracketed = written(replace(DESIGN, host="[::1]", generation_host="[::1]"))["services"]
+    assert [["[::1]:8000:8000"], ["[::1]:8001:8001"]] == [one["ports"] for one in bracketed.values()]
+    named = written(replace(DESIGN, host="localhost", generation_host="localhost"))["services"]
+    assert not [one["ports"] for one in named.values() if "localhost" in one["ports"][0]]
 
 
 def test_the_embed_server_waits_for_generation_and_finds_it_by_name():

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qmd_remote.launch.container import Container, Mount, Ulimit, arguments, docker_run, owner_of
+from qmd_remote.errors import ConfigError
+from qmd_remote.launch.container import Container, Mount, Ulimit, arguments, docker_run, owner_of, published
 
 SECRET = "s3cret-that-nobody-may-read"
 COMMAND = ("vllm", "serve", "acme/own", "--port", "8000")
@@ -139,6 +140,24 @@ def test_the_docker_run_line_without_what_is_not_wanted():
     host = words_of(replace(BASE, publish=None))
     assert "host" == host[host.index("--network") + 1]
     assert "-p" not in host
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("localhost", {"127.0.0.1:8000:80", "[::1]:8000:80"}), ("::1", {"[::1]:8000:80"}), ("[::1]", {"[::1]:8000:80"})],
+)
+def test_an_address_is_published_in_digits_and_brackets_once(host: str, expected: set[str]):
+    """Docker refuses a name, and brackets within brackets, in `-p`."""
+    words = words_of(replace(BASE, publish=(host, 8000, 80)))
+    assert words[words.index("-p") + 1] in expected
+    assert published((host, 8000, 80)) in expected
+
+
+def test_a_name_that_is_no_address_is_refused_as_by_up():
+    """The line would not work either."""
+    with pytest.raises(ConfigError) as caught:
+        docker_run(replace(BASE, publish=("no such host", 8000, 80)))
+    assert "bind.address" == caught.value.code
 
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1)

@@ -206,6 +206,7 @@ def test_a_foreign_container_of_this_name_is_not_touched(stage: Stage, owner: st
     with pytest.raises(PrerequisiteError) as caught:
         stage.play(_never)
     assert ("name.taken", Exit.PREREQUISITE) == (caught.value.code, caught.value.exit_code)
+    assert "--generation-container NAME" in caught.value.hint
     assert {"qmd-vllm": foreign} == stage.engine.containers
     assert [] == stage.engine.calls
 

@@ -15,7 +15,7 @@ import pytest
 
 from qmd_remote.errors import ConfigError, Exit, Interrupted, PrerequisiteError, ServiceFailed, WaitEnded
 from qmd_remote.launch import docker_engine
-from qmd_remote.launch.container import Container
+from qmd_remote.launch.container import Container, Ulimit
 from qmd_remote.launch.engine import Found, ImageFacts
 from tests.launch.engine_api import CONTAINER, PODMAN, EngineApi
 
@@ -177,6 +177,41 @@ def test_no_gpu_is_asked_for_without_one(api):
     assert not api.bodies["/containers/create"]["HostConfig"].get("DeviceRequests")
 
 
+@pytest.mark.parametrize(("labelled", "asks"), [("", "us"), ("them", "us"), ("", "")])
+def test_a_container_of_another_owner_is_not_removed(api, labelled, asks):
+    """One of another installation is as foreign as one without a label, and nobody owns what has none."""
+    with pytest.raises(ServiceFailed) as told:
+        docker_engine.connect(api.env).remove(replace(FOUND, owner=labelled), asks)
+    assert "name.taken" == told.value.code
+    assert not [path for path in api.bodies if path.endswith("/stop")]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "runc create failed: unable to start container process: error setting rlimits for ready process: error setting "
+        "rlimit type 8: operation not permitted: unknown",
+        "crun: setrlimit `RLIMIT_MEMLOCK`: Operation not permitted: OCI permission denied",
+    ],
+)
+def test_limits_that_the_engine_may_not_set_are_left_out(api, words, caplog):
+    """A rootless engine may raise none, whichever runtime says so: the container starts without them."""
+    asked = []
+
+    def start(handler) -> None:
+        asked.append(api.bodies["/containers/create"]["HostConfig"]["Ulimits"])
+        data = json.dumps({"message": words}).encode() if len(asked) == 1 else b""
+        status = b"500 Internal Server Error" if data else b"204 No Content"
+        handler.wfile.write(
+            b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (status, len(data), data)
+        )
+
+    api.answers[f"/containers/{FOUND.id}/start"] = start
+    docker_engine.connect(api.env).run(replace(WANTED, gpus="none", ulimits=(Ulimit("memlock", -1, -1),)), IMAGE)
+    assert [[{"Name": "memlock", "Soft": -1, "Hard": -1}], []] == asked
+    assert "memlock: they are left out" in caplog.text
+
+
 def test_a_published_name_becomes_an_address(api):
     """Engines publish on numbers only, so localhost is looked up; other names that are nobody's are refused."""
     engine = docker_engine.connect(api.env)
@@ -186,6 +221,18 @@ def test_a_published_name_becomes_an_address(api):
     with pytest.raises(ConfigError) as told:
         engine.run(replace(WANTED, publish=("no such host", 8000, 8000)), IMAGE)
     assert "bind.address" == told.value.code
+
+
+def test_our_image_that_is_not_built_ends_the_look_before_anything_is_made(api):
+    """The engine is asked for the image, and for nothing after it; another one that is not here is left to the pull."""
+    engine = docker_engine.connect(api.env)
+    wanted = replace(WANTED, service="embed", image="qmd-embed-rerank", name="other", gpus="none")
+    api.answers["/containers/json"] = []
+    with pytest.raises(PrerequisiteError) as told:
+        engine.preflight(wanted)
+    assert ("image.missing", Exit.PREREQUISITE) == (told.value.code, told.value.exit_code)
+    assert "/containers/create" not in api.bodies
+    assert () == engine.preflight(replace(wanted, image="acme/embed"))
 
 
 class Chunks:

@@ -125,6 +125,64 @@ TEXTS = [
     ('Get "http://127.0.0.1:5000/v2/": EOF', "registry.unreachable"),
     # documented
     ("fork/exec /usr/bin/runc: cannot allocate memory", "memory.system"),
+    # documented: engines with containerd's image store
+    (
+        'failed to resolve reference "docker.io/library/alpine:nope": docker.io/library/alpine:nope: not found',
+        "image.missing",
+    ),
+    (
+        'failed to resolve reference "docker.io/acme/llm:1": pull access denied, repository does not exist or may '
+        "require authorization: server message: insufficient_scope: authorization failed",
+        "image.auth",
+    ),
+    ("no match for platform in manifest sha256:8f2a: not found", "image.arch"),
+    (
+        "no matching manifest for linux/arm64/v8 in the manifest list entries: no match for platform in manifest: "
+        "not found",
+        "image.arch",
+    ),
+    (
+        'failed to resolve reference "registry.example/llm:1": failed to do request: Head '
+        '"https://registry.example/v2/llm/manifests/1": context deadline exceeded',
+        "registry.unreachable",
+    ),
+    ("failed to copy: httpReadSeeker: failed open: context deadline exceeded", "registry.unreachable"),
+    (
+        'Get "https://registry.example/v2/": context deadline exceeded (Client.Timeout exceeded while awaiting '
+        "headers)",
+        "registry.unreachable",
+    ),
+    (
+        'Get "https://registry.example/v2/": net/http: request canceled (Client.Timeout exceeded while awaiting '
+        "headers)",
+        "registry.unreachable",
+    ),
+    (
+        'failed to resolve reference "registry.example/llm:1": unexpected status from HEAD request to '
+        "https://registry.example/v2/llm/manifests/1: 503 Service Unavailable",
+        "registry.unreachable",
+    ),
+    (
+        "failed to copy: httpReadSeeker: failed open: unexpected status code "
+        "https://registry.example/v2/llm/blobs/sha256:8f2a: 502 Bad Gateway - Server message: unknown",
+        "registry.unreachable",
+    ),
+    (
+        "failed to copy: httpReadSeeker: failed open: unexpected status code "
+        "https://registry.example/v2/llm/manifests/sha256:8f2a: 429 Too Many Requests",
+        "image.rate",
+    ),
+    (
+        'failed to resolve reference "registry.example/llm:1": failed to do request: Head '
+        '"https://registry.example/v2/llm/manifests/1": dial tcp: lookup registry.example: no such host',
+        "registry.unreachable",
+    ),
+    # documented: Docker's client
+    (
+        'error getting credentials - err: exec: "docker-credential-desktop": executable file not found in $PATH, '
+        "out: ``",
+        "image.auth",
+    ),
 ]  # fmt: skip
 
 CONFIGURATION = {"image.arch", "image.missing", "program.missing", "mount.missing", "bind.address"}
@@ -139,6 +197,18 @@ def test_a_known_complaint_has_its_code_cause_and_cure(text, code):
     assert error.message.startswith("starting the container qmd-vllm failed: ")
     assert text[-60:] in error.message
     assert (Exit.CONFIGURATION if code in CONFIGURATION else Exit.PREREQUISITE) == error.exit_code
+
+
+def test_a_container_that_starts_too_slowly_is_no_registry():
+    """The same words about something else than an address of a registry are told as they are."""
+    error = docker_errors.of_text("failed to create task for container: context deadline exceeded", doing="starting x")
+    assert "docker.error" == error.code
+
+
+def test_a_helper_that_is_missing_has_its_own_cure():
+    """Another image would not help where the keeper of passwords is what is not found."""
+    text = 'error getting credentials - err: exec: "docker-credential-desktop": executable file not found in $PATH'
+    assert "credsStore" in docker_errors.of_text(text, doing="pulling x").hint
 
 
 def test_an_unknown_complaint_is_told_as_it_is():

@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import psutil
 import pytest
+import typer.main
 
-from qmd_remote import services
+from qmd_remote import services, settings
+from qmd_remote.cli import app
 from qmd_remote.errors import ConfigError, PrerequisiteError
 from qmd_remote.launch import docker_preflight
 from qmd_remote.launch.container import Container, Mount
@@ -76,6 +78,20 @@ def test_a_foreign_container_of_our_name_is_left_alone_and_named():
     assert "--generation-container" in told.value.hint
     docker_preflight.look_at_name(WANTED, Found("1", "qmd-vllm", "vllm", "exited", owner="us"))
     docker_preflight.look_at_name(WANTED, None)
+
+
+def test_the_way_to_another_name_can_be_typed():
+    """An option that the hint names is one of `up`; the embed server's name has none, and is a setting that exists."""
+    options = {option for one in typer.main.get_command(app).commands["up"].params for option in one.opts}
+    hints = {}
+    for service in services.SERVICES:
+        with pytest.raises(PrerequisiteError) as told:
+            docker_preflight.look_at_name(replace(WANTED, service=service), Found("1", "x", "postgres", "running"))
+        hints[service] = told.value.hint
+        assert set(re.findall(r"--[a-z-]+", told.value.hint)) <= options
+    assert "embed_container" in settings.names()
+    assert "qmd-remote settings set embed_container=NAME" in hints["embed"]
+    assert "--generation-container NAME" in hints["generation"]
 
 
 def test_the_container_of_another_installation_is_foreign():
@@ -165,6 +181,22 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ConfigError) as told:
         docker_preflight.look_at_mounts(replace(WANTED, mounts=(Mount(str(tmp_path), "/a"),)))
     assert "mount.permission" == told.value.code
+
+
+@pytest.mark.parametrize("image", ["qmd-embed-rerank", "qmd-embed-rerank:latest"])
+def test_our_own_image_is_built_and_not_pulled(image):
+    """No registry has it, so that a pull would ask for a login."""
+    with pytest.raises(PrerequisiteError) as told:
+        docker_preflight.look_at_absence(replace(WANTED, service="embed", image=image))
+    assert "image.missing" == told.value.code
+    assert "docker build -t qmd-embed-rerank ." in told.value.hint
+
+
+def test_an_image_of_another_name_may_be_pulled():
+    """Somebody may have put it into a registry, and under our name vLLM's is not ours."""
+    for name in ("registry.example/qmd-embed-rerank", "qmd-embed-rerank:2", "acme"):
+        docker_preflight.look_at_absence(replace(WANTED, service="embed", image=name))
+    docker_preflight.look_at_absence(replace(WANTED, image="qmd-embed-rerank"))
 
 
 def test_an_image_for_another_processor_is_refused():

@@ -1,4 +1,4 @@
-"""Pull events as Docker Engine 20.10 sent them, and any others."""
+"""Pull events as Docker Engine 20.10 sent them, as newer ones with containerd's image store do, and any others."""
 
 from __future__ import annotations
 
@@ -74,6 +74,72 @@ def test_sizes_that_are_not_told_stay_out_of_the_sum():
     assert (1, 2) == (progress.done, progress.total)
 
 
+def seconds(layer: str, elapsed: int) -> dict[str, object]:
+    """A layer that is unpacked, as containerd's image store tells of it."""
+    return {"id": layer, "status": "Extracting", "progressDetail": {"current": elapsed, "units": "s"}}
+
+
+def test_unpacking_in_seconds_is_told_as_such():
+    """Where an engine counts the seconds of an unpacking they are no bytes, and their number is what moves."""
+    layers = Layers()
+    layers.add(event("a", "Pulling fs layer"))
+    layers.add(event("a", "Downloading", 5_000, 9_000))
+    layers.add(event("a", "Download complete"))
+    for elapsed in (1, 40, 400):
+        progress = layers.add(seconds("a", elapsed))
+        assert ("unpacking", 0, 9_000, elapsed) == (
+            progress.step,
+            progress.done,
+            progress.total,
+            progress.unpacking_s,
+        )
+    end = layers.add(event("a", "Pull complete"))
+    assert ("verifying", 9_000, 0) == (end.step, end.done, end.unpacking_s)
+
+
+def test_the_slowest_layer_is_the_one_whose_time_is_told():
+    """Several are unpacked at once; one in units that nobody knows counts for nothing."""
+    after_all = after(seconds("a", 3), seconds("b", 70), seconds("c", 20))
+    assert 70 == after_all.unpacking_s
+    odd = {"id": "a", "status": "Extracting", "progressDetail": {"current": 7, "total": 9, "units": "furlongs"}}
+    told = after(event("a", "Downloading", 1, 100), odd)
+    assert (0, 100, 0) == (told.done, told.total, told.unpacking_s)
+
+
+def test_layers_are_announced_before_anything_is_said_of_the_whole():
+    """The first of them may be here, and what a manifest weighs is no layer: nothing is checked or unpacked yet."""
+    layers = Layers()
+    steps = [
+        layers.add(one).step
+        for one in (
+            event("index", "Download complete"),
+            {"id": "1", "status": "Pulling from acme/llm"},
+            event("a", "Already exists"),
+            event("b", "Pulling fs layer"),
+            event("config", "Download complete"),
+            event("b", "Downloading", 10, 100),
+            event("b", "Download complete"),
+            seconds("b", 1),
+            event("b", "Pull complete"),
+        )
+    ]
+    assert [*["waiting"] * 5, "downloading", "unpacking", "unpacking", "verifying"] == steps
+    assert (2, 2) == (layers.progress().layers_done, layers.progress().layers_total)
+
+
+def test_what_is_all_here_is_checked_once_the_engine_says_so():
+    """A repeated pull tells of nothing but layers that exist, and then of the end."""
+    here = [event("a", "Already exists"), event("b", "Already exists")]
+    assert "waiting" == after(*here).step
+    assert "verifying" == after(*here, {"status": "Digest: sha256:abc"}).step
+
+
+def test_sizes_that_are_still_to_come_are_counted():
+    """A layer that waits for its turn has no size yet, so that the sum is the least that it may be."""
+    first = after(event("a", "Pulling fs layer"), event("b", "Pulling fs layer"), event("a", "Downloading", 760, 1000))
+    assert (1000, 1) == (first.total, first.unsized)
+
+
 STATUSES = st.sampled_from(
     [
         *("Pulling fs layer", "Waiting", "Downloading", "Verifying Checksum", "Download complete", "Extracting"),
@@ -91,4 +157,5 @@ def test_any_events_make_a_progress_that_adds_up(events):
         progress = layers.add(event(layer, status, current, total))
         assert 0 <= progress.done <= progress.total
         assert 0 <= progress.layers_done <= progress.layers_total <= 3
+        assert 0 <= progress.unsized <= progress.layers_total
         assert all(0 <= done <= size for _, _, done, size in progress.layers)

@@ -111,7 +111,7 @@ def keep(home: Path, tmp_path: Path) -> Iterator[Callable[..., Kept]]:
     def start(*program: str, **settings: str) -> Kept:
         port = int(settings.pop("QMD_REMOTE_GENERATION_PORT", free_port()))
         env = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name != "CUDA_DEVICE_ORDER"},
             "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
             "QMD_REMOTE_GENERATION_COMMAND": "transformers",
             "QMD_REMOTE_GENERATION_MODEL": "acme/small",
@@ -145,7 +145,7 @@ def gone(pid: int) -> bool:
 
 
 def test_the_engine_runs_behind_the_public_port(keep):
-    """The engine gets its model and a private port on loopback, and neither our key nor leave to phone home."""
+    """It gets its model, a private port and nvidia-smi's numbers, and neither our key nor leave to phone home."""
     kept = keep()
     facts = kept.ask()
     argv, env = facts["argv"], facts["env"]
@@ -153,6 +153,7 @@ def test_the_engine_runs_behind_the_public_port(keep):
     assert argv[5] != kept.url.rpartition(":")[2]
     assert SECRET not in json.dumps(facts)
     assert ("1", "1") == (env["DO_NOT_TRACK"], env["HF_HUB_DISABLE_TELEMETRY"])
+    assert "PCI_BUS_ID" == env["CUDA_DEVICE_ORDER"]
     assert SECRET not in " ".join(psutil.Process(kept.process.pid).cmdline())
     found = services.find(GENERATION)
     assert found is not None

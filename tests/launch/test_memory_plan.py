@@ -301,6 +301,8 @@ def test_an_embed_server_on_another_gpu_takes_nothing_of_this_one():
     assert 0 == planned(replace(DESIGN, device="cuda:1"), two).demand.embed
     assert 0 == planned(replace(DESIGN, gpus="1"), two).demand.embed
     assert planned(replace(DESIGN, gpus="1", device="cuda:1"), two).demand.embed > 0
+    turned = replace(DESIGN, gpus="1,0", device="cuda:0")
+    assert planned(turned, two).demand.embed > 0
     inside = replace(DESIGN, gpus="1", device="cuda:0", embed_engine="docker")
     assert planned(inside, two).demand.embed > 0
 

@@ -125,6 +125,7 @@ def test_the_environment_that_counts_is_kept():
         "QMD_REMOTE_HOME": "here",
         "DOCKER_HOST": "unix:///run/user/1000/docker.sock",
         "https_proxy": "http://proxy:3128",
+        "CUDA_DEVICE_ORDER": "FASTEST_FIRST",
         "QMD_REMOTE_MAX_QUEUE": "99",
         "QMD_REMOTE_DEBUG": "1",
         "EDITOR": "vi",
@@ -137,6 +138,7 @@ def test_the_environment_that_counts_is_kept():
         "QMD_REMOTE_HOME": str(Path("here").absolute()),
         "DOCKER_HOST": "unix:///run/user/1000/docker.sock",
         "https_proxy": "http://proxy:3128",
+        "CUDA_DEVICE_ORDER": "FASTEST_FIRST",
         "QMD_REMOTE_MAX_QUEUE": "99",
     } == kept
     assert () == secret

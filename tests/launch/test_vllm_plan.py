@@ -147,6 +147,12 @@ def test_on_a_cpu_there_is_no_share_of_a_gpu():
     assert "--gpus" not in docker_run(made)
 
 
+@pytest.mark.parametrize(("gpus", "expected"), [("all", "PCI_BUS_ID"), ("0,2", "PCI_BUS_ID"), ("none", None)])
+def test_the_first_gpu_is_the_one_that_was_planned_for(gpus: str, expected: str | None):
+    """CUDA would count the fastest first, and the plan counts as nvidia-smi does."""
+    assert expected == container(replace(DESIGN, gpus=gpus)).env.get("CUDA_DEVICE_ORDER")
+
+
 def test_the_kv_cache_of_a_cpu_follows_the_settings():
     """Through the plan the KV cache for a CPU is what context and requests need, at least 1 GiB."""
     settings = replace(DESIGN, gpus="none")
@@ -192,6 +198,13 @@ def test_a_share_is_told_as_it_is(share: float, expected: str):
         ("--model=acme/other", "--generation-model"),
         (f"--api-key {KEY}", "QMD_REMOTE_API_KEY"),
         ("--uds /tmp/socket", "--generation-port"),
+        ("--host 127.0.0.1", "--generation-host"),
+        ("--dtype half --host=::1", "--generation-host"),
+        ("--ssl-keyfile k.pem --ssl-certfile c.pem", "--tls-cert"),
+        ("--ssl_ca_certs c.pem", "--tls-cert"),
+        ("--enable-ssl-refresh", "--tls-cert"),
+        ("--headless", "leave it out"),
+        ("--grpc", "leave it out"),
     ],
 )
 def test_options_that_would_lose_the_container_are_refused(line: str, instead: str):
@@ -200,6 +213,12 @@ def test_options_that_would_lose_the_container_are_refused(line: str, instead: s
         container(replace(DESIGN, generation_args=line))
     assert instead in caught.value.hint
     assert KEY not in caught.value.message + caught.value.hint
+
+
+def test_an_option_that_changes_no_address_passes():
+    """A path behind a proxy, or a limit of the door, leaves vLLM where it is asked."""
+    line = "--root-path /llm --allowed-origins '[]' --uvicorn-log-level warning"
+    assert shlex.split(line) == list(container(replace(DESIGN, generation_args=line)).command[-6:])
 
 
 def test_more_names_are_fine_and_others_alone_are_not():
