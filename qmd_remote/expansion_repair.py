@@ -18,6 +18,7 @@ OUTCOME_HEADER = "x-qmd-remote-expansion"  # of an answer that was looked over; 
 MIN_LINES, MAX_LINES = 2, 8
 MAX_ANCHOR = 80  # characters of a query that are put before a line; of a longer one it is a word
 
+_SHORT_TERM = re.compile(r"\w+")
 _KINDS: dict[str, Kind] = {"lex": "lex", "vec": "vec", "hyde": "hyde"}
 _LABELLED = re.compile(
     r"(?P<before>[\W\d_]*)(?P<kind>lex|vec|hyde)(?P<after>[\W\d_]*?)[:\uff1a\ufe55\u2236](?P<text>.*)", re.I
@@ -57,9 +58,11 @@ def is_clean(answer: str, query: str) -> bool:
     if any(len(line.splitlines()) > 1 for line in written) or _THINK_OPEN.search(answer):
         return False
     found = parse(answer, query)
+    terms = _terms(query)
     return (
         len(found.lines) == len(written)
         and MIN_LINES <= len(written) <= MAX_LINES
+        and all(_shares(line, terms) for line in found.lines)
         and any(line.kind == "vec" for line in found.lines)
         and len({_same(line) for line in found.lines}) == len(written)
     )
@@ -106,12 +109,11 @@ def _unwrapped(found: re.Match[str]) -> str:
 
 def _acceptable(lines: Iterable[Line], query: str) -> Iterator[Line]:
     """Each line once, with a term of the query where the clients want one."""
-    terms, seen = query_terms(query), set()
+    terms, seen = _terms(query), set()
     for line in lines:
         if not any(mark.isalnum() for mark in line.text):
             continue
-        shares = line.kind == "lex" or not terms or any(term in line.text.lower() for term in terms)
-        kept = line if shares else Line(line.kind, f"{_anchor(query)}: {line.text}")
+        kept = line if _shares(line, terms) else Line(line.kind, f"{_anchor(query)}: {line.text}")
         if _same(kept) not in seen:
             seen.add(_same(kept))
             yield kept
@@ -132,8 +134,19 @@ def _anchor(query: str) -> str:
     flat = _flat(query)
     if len(flat) <= MAX_ANCHOR:
         return flat
-    terms = query_terms(query)
-    return max(sorted(terms), key=len)
+    return max(sorted(_terms(query)), key=len)
+
+
+def _terms(query: str) -> frozenset[str]:
+    """The words one of which a `vec` or `hyde` line must hold.
+
+    Of a query of short words alone these count: a client that knows of no least length would drop all other lines.
+    """
+    return query_terms(query) or frozenset(_SHORT_TERM.findall(query.lower()))
+
+
+def _shares(line: Line, terms: frozenset[str]) -> bool:
+    return line.kind == "lex" or not terms or any(term in line.text.lower() for term in terms)
 
 
 def _flat(text: str) -> str:

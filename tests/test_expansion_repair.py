@@ -97,6 +97,25 @@ def test_a_line_that_shares_nothing_with_a_long_query_gets_a_word_of_it():
     assert "vec: passports: travel papers" in repair("- vec: travel papers", "to renew passports " * 20)[0]
 
 
+@pytest.mark.parametrize(
+    ("query", "answer", "wanted"),
+    [
+        ("CI", "vec: build servers\nlex: jobs", "vec: CI: build servers\nlex: jobs"),
+        ("go vs rs", "vec: two languages\nhyde: Go is older.", "vec: go vs rs: two languages\nhyde: Go is older."),
+        ("a b " * 30, "vec: xyz\nhyde: xyz", "vec: a: xyz\nhyde: a: xyz"),
+    ],
+)
+def test_of_a_query_of_short_words_these_are_asked_for(query, answer, wanted):
+    """A client that counts shorter terms keeps the line, as does one that asks such a query for none."""
+    assert (wanted, "repaired") == repair(answer, query)
+    assert (wanted, "clean") == repair(wanted, query)
+
+
+def test_a_query_without_a_word_asks_for_none():
+    """Of signs alone there is nothing to share."""
+    assert ("lex: a\nvec: b", "clean") == repair("lex: a\nvec: b", "++")
+
+
 def test_many_blocks_that_nothing_closes_are_read_in_time():
     """Reading takes time in proportion to the answer: this one would take hours otherwise."""
     assert (SAFE, "safe") == repair("<think>" * 300_000, QUERY)
@@ -107,7 +126,7 @@ labels = st.sampled_from(
 )
 answers = st.lists(labels | st.text(max_size=12) | st.sampled_from(["passport", "\r\n", " "]), max_size=30).map("".join)
 queries = st.one_of(
-    st.text(min_size=1), st.sampled_from([QUERY, "ΟΔΟΣ ΑΘΗΝΑΣ", "İstanbul", "C++", "<<think>>"])
+    st.text(min_size=1), st.sampled_from([QUERY, "ΟΔΟΣ ΑΘΗΝΑΣ", "İstanbul", "C++", "CI İΣ", "a b " * 30, "<<think>>"])
 ).filter(str.strip)
 
 
