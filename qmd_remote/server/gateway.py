@@ -127,10 +127,13 @@ class Gateway:
         return await asyncio.shield(self._asking)  # others may wait for it, too
 
     async def model_for(self, name: str) -> str:
-        """`name` where the service has a model of that name or does not tell, else that of its own."""
+        """`name` where the service has a model of that name, else that of its own.
+
+        Of a service that does not tell now counts what it told last; of one that never has `name` is left as it is.
+        """
         if name and name == self._name:
             return name
-        listed = await self.models()
+        listed = await self.models() or self._listed
         return name if name in listed else self._name or next(iter(listed), name)
 
     async def version(self) -> str | None:
@@ -206,10 +209,11 @@ class Gateway:
             names = completion.names_of(content) if answer.is_success else []
         except (ApiError, TimeoutError, ValueError):
             return []
-        # an engine may list every model of its cache; the first is the one that clients take
-        self._listed = sorted(names, key=lambda name: name != self._name)
-        self._fresh_until = time.monotonic() + MODELS_KEPT_S if names else 0.0
-        return self._listed
+        if names:
+            # an engine may list every model of its cache; the first is the one that clients take
+            self._listed = sorted(names, key=lambda name: name != self._name)
+            self._fresh_until = time.monotonic() + MODELS_KEPT_S
+        return self._listed if names else []
 
 
 class PassedOn(Response):
