@@ -1,35 +1,24 @@
-"""The way to the generation service: its two endpoints, through this server's door and behind this server's key.
+"""The way to the generation service: how it is asked, how many ask at once, and what a failure there is called here.
 
-Bytes are passed on as they are, in both directions. A stream that breaks off at its source breaks off here, too.
+Bytes are sent as they are, and so are the service's answers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 import httpx
-from fastapi import APIRouter
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from qmd_remote.errors import ApiError, Unavailable
 from qmd_remote.reach import is_loopback
-from qmd_remote.server import completion, schemas
-from qmd_remote.server.body import read_body
-from qmd_remote.server.exchange import exchange_of
+from qmd_remote.server import completion
 from qmd_remote.server.generation_url import Bearer, place, under
-from qmd_remote.server.hangup import while_connected
 from qmd_remote.settings import Settings
-
-log = logging.getLogger(__name__)
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -40,7 +29,7 @@ CONNECT_S = 5.0
 SILENCE_S = 600.0  # between two bytes: an answer that is not streamed comes all at once, after all of its computation
 UNDER_WAY = 64  # more than engines work on at once; each holds a body and two connections here
 BUSY_RETRY_S = 5
-MAX_ANSWER_BYTES = 64 * 2**20  # of one that is not streamed: it is held here until it is whole
+MAX_ANSWER_BYTES = 64 * 2**20
 MODELS_S = 1.5  # clients give their whole look-up 2 s
 MODELS_KEPT_S = 5.0
 MAX_LIST_BYTES = 2**20
@@ -140,7 +129,7 @@ class Gateway:
         """The version that the service names, as vLLM does; empty when it names none, None when it does not answer."""
         try:
             async with asyncio.timeout(MODELS_S), self._exchange("GET", VERSION, []) as answer:
-                content = await _whole(answer, MAX_LIST_BYTES)
+                content = await whole(answer, MAX_LIST_BYTES)
         except (ApiError, TimeoutError):
             return None
         return None if answer.is_server_error else completion.version_of(content)
@@ -148,8 +137,8 @@ class Gateway:
     async def said(self, path: str, headers: Headers, body: bytes) -> Said:
         """The service's whole answer to a POST. Raises ApiError, as `asked` does, and 502 when it breaks off."""
         async with self.asked(path, headers, body) as answer:
-            content = await _whole(answer, MAX_ANSWER_BYTES)
-            return Said(answer.status_code, _chosen(answer.headers.raw, TO_CLIENT), content)
+            content = await whole(answer, MAX_ANSWER_BYTES)
+            return Said(answer.status_code, chosen(answer.headers.raw, TO_CLIENT), content)
 
     @asynccontextmanager
     async def asked(self, path: str, headers: Headers, body: bytes) -> AsyncIterator[httpx.Response]:
@@ -205,7 +194,7 @@ class Gateway:
     async def _ask_models(self) -> list[str]:
         try:
             async with asyncio.timeout(MODELS_S), self._exchange("GET", MODELS, []) as answer:
-                content = await _whole(answer, MAX_LIST_BYTES)
+                content = await whole(answer, MAX_LIST_BYTES)
             names = completion.names_of(content) if answer.is_success else []
         except (ApiError, TimeoutError, ValueError):
             return []
@@ -216,48 +205,8 @@ class Gateway:
         return self._listed if names else []
 
 
-class PassedOn(Response):
-    """The generation service's answer to one request. The service is asked when this is sent."""
-
-    def __init__(self, gateway: Gateway, path: str, headers: Headers, body: bytes) -> None:
-        super().__init__()
-        self._gateway = gateway
-        self._asked = (path, headers, body)
-        self._started = False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask and answer, for as long as the client is there. Raises ApiError before the answer's first byte only."""
-        try:
-            await while_connected(Request(scope, receive), self._relay(scope, receive, send))
-        except ClientDisconnect:
-            if not self._started:
-                raise
-
-    async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._gateway.asked(*self._asked) as answer:
-            headers = _chosen(answer.headers.raw, TO_CLIENT)
-            if answer.headers.get("content-type", "").startswith(STREAM):
-                await self._stream(answer, headers, scope, send)
-                return
-            whole = Response(await _whole(answer, MAX_ANSWER_BYTES), answer.status_code)
-        whole.raw_headers += headers
-        self._started = True
-        await whole(scope, receive, send)
-
-    async def _stream(self, answer: httpx.Response, headers: Headers, scope: Scope, send: Send) -> None:
-        self._started = True
-        await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
-        try:
-            async for chunk in answer.aiter_raw():
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except httpx.HTTPError as error:
-            log.warning("the generation service broke off in mid-stream: %s", type(error).__name__)
-            exchange_of(scope).error = "generation_failed"
-            return  # without the last message the server cuts the connection: nobody takes this for a whole answer
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _chosen(headers: Iterable[tuple[bytes, bytes]], names: frozenset[bytes]) -> Headers:
+def chosen(headers: Iterable[tuple[bytes, bytes]], names: frozenset[bytes]) -> Headers:
+    """Those of `headers` that have one of these names, in small letters."""
     return [(name.lower(), value) for name, value in headers if name.lower() in names]
 
 
@@ -285,7 +234,7 @@ def _problem(status: int, code: str, message: str) -> ApiError:
     return problem
 
 
-async def _whole(answer: httpx.Response, limit: int) -> bytes:
+async def whole(answer: httpx.Response, limit: int) -> bytes:
     """The answer's body as it was sent, at most `limit` bytes. Raises ApiError."""
     content = bytearray()
     with _explained():
@@ -295,54 +244,3 @@ async def _whole(answer: httpx.Response, limit: int) -> bytes:
                 message = f"the generation service's answer is larger than {limit >> 20} MiB: ask for fewer tokens"
                 raise _problem(502, "generation_failed", message)
     return bytes(content)
-
-
-router = APIRouter()
-
-_ERRORS = {
-    401: "no key, or a wrong one",
-    413: "the body is too large",
-    502: "the generation service cannot be reached, or broke off",
-    503: "generation is off, or busy",
-    504: "the generation service said nothing",
-}
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The generation service's answer.", "content": {"application/json": {}, STREAM: {}}},
-    **{status: {"model": schemas.ErrorResponse, "description": about} for status, about in _ERRORS.items()},
-}
-
-
-def _takes(example: dict[str, Any]) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"type": "object", "examples": [example]}}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-@router.post(
-    CHAT,
-    summary="Chat, by the generation service",
-    responses=_RESPONSES,
-    openapi_extra=_takes({"model": "MODEL", "messages": [{"role": "user", "content": "Tea or coffee?"}]}),
-)
-async def chat(request: Request) -> Response:
-    """Passed on unchanged, as is the answer, streamed or not; `model` is a name that /v1/models lists."""
-    return await _pass_on(request, CHAT)
-
-
-@router.post(
-    COMPLETIONS,
-    summary="Complete a text, by the generation service",
-    responses=_RESPONSES,
-    openapi_extra=_takes({"model": "MODEL", "prompt": "Notes about", "max_tokens": 16}),
-)
-async def completions(request: Request) -> Response:
-    """Passed on unchanged, as is the answer, streamed or not; `model` is a name that /v1/models lists."""
-    return await _pass_on(request, COMPLETIONS)
-
-
-async def _pass_on(request: Request, path: str) -> Response:
-    body = await read_body(request, request.app.state.settings.max_body_mb)
-    headers = _chosen(request.headers.raw, TO_SERVICE)
-    if asked := request.app.state.expander.recognised(path, headers, body):
-        expanded: Response = await while_connected(request, request.app.state.expander.answer(asked))
-        return expanded
-    return PassedOn(request.app.state.gateway, path, headers, body)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from qmd_remote.server import gateway
+from qmd_remote.server import gateway, generation_routes
 from qmd_remote.server.gateway import CHAT, COMPLETIONS
 from tests.server.generation_service import (
     ASKED,
@@ -63,7 +63,7 @@ def test_an_answer_that_breaks_is_an_error(door, service):
 
 def test_an_answer_without_end_is_given_up(door, service, monkeypatch):
     """What is not streamed is held in memory, and has a limit there."""
-    monkeypatch.setattr(gateway, "MAX_ANSWER_BYTES", 1 << 20)
+    monkeypatch.setattr(generation_routes, "MAX_ANSWER_BYTES", 1 << 20)
     service.answer = lambda handler, _: say(handler, 200, b"x" * ((1 << 20) + 1))
     assert "1 MiB" in error_of(door.http.post(CHAT, json=ASKED), 502, "generation_failed")
 
