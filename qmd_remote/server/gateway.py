@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from types import TracebackType
 
 import httpx
@@ -36,8 +37,13 @@ MAX_LIST_BYTES = 2**20
 
 # Lists of what passes, not of what is kept back: keys and cookies have names that nobody can foresee.
 TO_SERVICE = frozenset({b"accept", b"accept-encoding", b"content-encoding", b"content-type", b"x-request-id"})
-TO_CLIENT = frozenset(
-    {b"cache-control", b"content-encoding", b"content-type", b"retry-after", b"www-authenticate", b"x-request-id"}
+TO_CLIENT = frozenset({b"cache-control", b"content-encoding", b"content-type", b"retry-after", b"x-request-id"})
+# of the service: it does not know this server, or not well enough; a client that read them would mistrust its own key
+NOT_LET_IN = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED})
+REFUSED = (
+    "the generation service refuses this server ({}), which says nothing of your own key. On this server's machine, "
+    "look at the credentials in QMD_REMOTE_GENERATION_URL; a service that runs there gets the right key from "
+    "`qmd-remote up`"
 )
 STREAM = "text/event-stream"
 # a connection that is kept may end just when it is used again, and then nobody knows whether the request was worked on
@@ -145,7 +151,7 @@ class Gateway:
         """The service's answer to a POST, its body unread. Leaving the block ends the request, wherever it stands.
 
         Raises ApiError: 503 when generation is off or too many requests are under way, 502 when the service cannot be
-        reached, 504 when it says nothing for SILENCE_S.
+        reached or lets this server not in, 504 when it says nothing for SILENCE_S.
         """
         async with self._slot(), self._exchange("POST", path, headers, body) as answer:
             if answer.is_redirect:
@@ -154,6 +160,8 @@ class Gateway:
                     "generation_unreachable",
                     "the generation service is at another address: QMD_REMOTE_GENERATION_URL must name that one",
                 )
+            if answer.status_code in NOT_LET_IN:
+                raise _problem(502, "generation_refused", REFUSED.format(answer.status_code))
             yield answer
 
     @asynccontextmanager

@@ -81,7 +81,7 @@ router = APIRouter()
 _ERRORS = {
     401: "no key, or a wrong one",
     413: "the body is too large",
-    502: "the generation service cannot be reached, or broke off",
+    502: "the generation service cannot be reached, refuses this server, or broke off",
     503: "generation is off, or busy",
     504: "the generation service said nothing",
 }
