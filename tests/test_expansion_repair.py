@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmd_remote.expansion import parse
-from qmd_remote.expansion_repair import MAX_LINES, MIN_LINES, is_clean, repair, safe
+from qmd_remote.expansion_repair import MAX_LINES, MAX_READ, MAX_READ_LINES, MIN_LINES, is_clean, repair, safe
 
 QUERY = "renew my passport"
 SAFE = "lex: renew my passport\nvec: renew my passport"
@@ -119,6 +121,25 @@ def test_a_query_without_a_word_asks_for_none():
 def test_many_blocks_that_nothing_closes_are_read_in_time():
     """Reading takes time in proportion to the answer: this one would take hours otherwise."""
     assert (SAFE, "safe") == repair("<think>" * 300_000, QUERY)
+
+
+def test_work_for_an_answer_has_a_limit():
+    """Other requests wait for it: five thousand lines against as many words are read in less than a second."""
+    query = " ".join(f"word{n:04}" for n in range(5000))
+    for form in ("vec: something else {}", "- vec: something else {}", "vec: {:09999}"):
+        began = time.process_time()
+        _, outcome = repair("\n".join(map(form.format, range(5000))), query)
+        assert time.process_time() - began < 1
+        assert "repaired" == outcome
+
+
+@pytest.mark.parametrize("noise", ["a\n" * MAX_READ_LINES, "a" * MAX_READ + "\n", "\n" * MAX_READ])
+def test_of_a_long_answer_the_beginning_counts(noise):
+    """Not what comes after that much else; but a model that thinks at length is heard out."""
+    assert (SAFE, "safe") == repair(f"{noise}lex: a\nvec: a passport", QUERY)
+    wanted = "lex: a\nvec: a passport"
+    assert (wanted, "repaired") == repair(f"{wanted}\n{noise}", QUERY)
+    assert (wanted, "repaired") == repair(f"<think>{noise * 9}</think>{wanted}", QUERY)
 
 
 labels = st.sampled_from(

@@ -30,7 +30,7 @@ CONNECT_S = 5.0
 SILENCE_S = 600.0  # between two bytes: an answer that is not streamed comes all at once, after all of its computation
 UNDER_WAY = 64  # more than engines work on at once; each holds a body and two connections here
 BUSY_RETRY_S = 5
-MAX_ANSWER_BYTES = 64 * 2**20
+MAX_SAID_BYTES = 2**20  # of an answer that is looked into: an expansion, of some 400 tokens
 MODELS_S = 1.5  # clients give their whole look-up 2 s
 MODELS_KEPT_S = 5.0
 MAX_LIST_BYTES = 2**20
@@ -50,6 +50,13 @@ STREAM = "text/event-stream"
 ONE_REQUEST = (b"connection", b"close")
 
 Headers = list[tuple[bytes, bytes]]
+
+
+class TooLong(ApiError):
+    """The service says more than anybody wants to hold here."""
+
+    status = 502
+    code = "generation_failed"
 
 
 @dataclass(frozen=True)
@@ -141,9 +148,9 @@ class Gateway:
         return None if answer.is_server_error else completion.version_of(content)
 
     async def said(self, path: str, headers: Headers, body: bytes) -> Said:
-        """The service's whole answer to a POST. Raises ApiError, as `asked` does, and 502 when it breaks off."""
+        """The service's whole answer to a POST. Raises ApiError: as `asked` does, and as `whole` for MAX_SAID_BYTES."""
         async with self.asked(path, headers, body) as answer:
-            content = await whole(answer, MAX_ANSWER_BYTES)
+            content = await whole(answer, MAX_SAID_BYTES)
             return Said(answer.status_code, chosen(answer.headers.raw, TO_CLIENT), content)
 
     @asynccontextmanager
@@ -243,12 +250,11 @@ def _problem(status: int, code: str, message: str) -> ApiError:
 
 
 async def whole(answer: httpx.Response, limit: int) -> bytes:
-    """The answer's body as it was sent, at most `limit` bytes. Raises ApiError."""
+    """The answer's body as it was sent. Raises ApiError: 502 when it breaks off, TooLong for over `limit` bytes."""
     content = bytearray()
     with _explained():
         async for chunk in answer.aiter_raw():
             content += chunk
             if len(content) > limit:
-                message = f"the generation service's answer is larger than {limit >> 20} MiB: ask for fewer tokens"
-                raise _problem(502, "generation_failed", message)
+                raise TooLong(f"the generation service's answer is larger than {limit >> 20} MiB: ask for fewer tokens")
     return bytes(content)

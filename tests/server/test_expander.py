@@ -62,6 +62,16 @@ def test_an_answer_of_no_use_becomes_the_query(door, service):
         assert (SAFE, "safe") == text_of(door.http.post(COMPLETIONS, json=PROMPT))
 
 
+def test_an_answer_without_end_becomes_the_query_at_once(door, service, monkeypatch):
+    """Nobody holds megabytes of it in memory, and it is not asked for again: it would hardly be shorter."""
+    monkeypatch.setattr(gateway, "MAX_SAID_BYTES", 2**16)
+    engine = Engine(service, f"{GOOD}\n{'on and on ' * 10_000}")
+    assert (SAFE, "safe") == text_of(door.http.post(CHAT, json=BODY))
+    assert 1 == len(engine.asked)
+    engine.text = f"{GOOD}\n{'on and on ' * 1000}"
+    assert (GOOD, "repaired") == text_of(door.http.post(CHAT, json=BODY))
+
+
 def test_all_that_became_of_expansions_is_counted(serve, service):
     """/metrics tells how many were clean, repaired and safe; health that repairing is on."""
     server = behind(serve, service.url)
