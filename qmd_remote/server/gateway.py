@@ -29,6 +29,7 @@ VERSION = "/version"
 CONNECT_S = 5.0
 SILENCE_S = 600.0  # between two bytes: an answer that is not streamed comes all at once, after all of its computation
 UNDER_WAY = 64  # more than engines work on at once; each holds a body and two connections here
+WAITING = 64  # for one of these to end; each holds a body here
 BUSY_RETRY_S = 5
 MAX_SAID_BYTES = 2**20  # of an answer that is looked into: an expansion, of some 400 tokens
 MODELS_S = 1.5  # clients give their whole look-up 2 s
@@ -84,6 +85,7 @@ class Gateway:
         self._expansions = "on" if settings.repair_expansions else "off"
         self._wait_s = settings.queue_wait_s
         self._slots = asyncio.Semaphore(UNDER_WAY)
+        self._waiting = 0
         self._client: httpx.AsyncClient | None = None
         self._listed: list[str] = []
         self._fresh_until = 0.0
@@ -173,12 +175,18 @@ class Gateway:
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
+        message = f"{UNDER_WAY} generation requests are under way: send this one again later"
+        busy = Unavailable(message, code="generation_busy", retry_after=BUSY_RETRY_S)
+        if self._slots.locked() and self._waiting >= WAITING:
+            raise busy
+        self._waiting += 1
         try:
             async with asyncio.timeout(self._wait_s):
                 await self._slots.acquire()
         except TimeoutError:
-            message = f"{UNDER_WAY} generation requests are under way: send this one again later"
-            raise Unavailable(message, code="generation_busy", retry_after=BUSY_RETRY_S) from None
+            raise busy from None
+        finally:
+            self._waiting -= 1
         try:
             yield
         finally:

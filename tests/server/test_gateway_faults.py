@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import struct
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -156,6 +157,28 @@ def test_waiting_for_room_is_served_in_the_end(serve, service, monkeypatch):
         assert service.came.wait(PATIENCE_S)
         service.go_on.set()
         assert [200, 200] == [one.result(PATIENCE_S).status_code for one in both]
+
+
+def test_not_all_may_wait_for_room(serve, service, monkeypatch):
+    """Each that waits holds its body: one too many is sent away at once, however long the others may wait."""
+    monkeypatch.setattr(gateway, "UNDER_WAY", 1)
+    monkeypatch.setattr(gateway, "WAITING", 1)
+
+    def wait(handler, body):
+        service.go_on.wait(PATIENCE_S)
+        good(handler, body)
+
+    service.answer = wait
+    server = behind(serve, service.url, queue_wait_s=PATIENCE_S)
+    with ThreadPoolExecutor(3) as pool:
+        asked = {pool.submit(server.http.post, CHAT, json=ASKED)}
+        assert service.came.wait(PATIENCE_S)
+        asked |= {pool.submit(server.http.post, CHAT, json=ASKED) for _ in range(2)}
+        done, others = futures.wait(asked, PATIENCE_S / 2, futures.FIRST_COMPLETED)
+        assert 1 == len(done)
+        error_of(done.pop().result(), 503, "generation_busy")
+        service.go_on.set()
+        assert [200, 200] == [one.result(PATIENCE_S).status_code for one in others]
 
 
 def test_a_redirect_is_not_followed(door, service):
