@@ -22,9 +22,11 @@ ATTEMPTS = 3
 HIDDEN = "(hidden)"
 HIDDEN_NEW = "(hidden, new)"
 
-_SECRET = re.compile(r"(?i)api_?key|secret|password|(^|_)token$")
+_SECRET = re.compile(r"(?i)api[-_]?key|secret|password|authorization|(^|_)token$")
 _USER_INFO = re.compile(r"(?<=:)//[^/@\s\"']+@")
-_SECRET_COMMENT = re.compile(r"(?i)(#.*(?:api_?key|secret|password|token)[\"']?\s*[:=]\s*)(\S+)")
+_SECRET_COMMENT = re.compile(
+    r"(?i)(#.*(?:api[-_]?key|secret|password|authorization|token)[\"']?\s*[:=]\s*[\"']?(?:(?:bearer|basic)\s+)?)(\S+)"
+)
 
 
 Edit = Callable[[str | None], str | None]
