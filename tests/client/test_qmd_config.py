@@ -195,9 +195,9 @@ def test_writing_twice_changes_nothing(existing):
 
 
 def test_a_literal_key_makes_the_file_private(existing):
-    """A file that a key goes into can be read by its owner alone, even when its text needs no change."""
+    """It can be read by its owner alone, even when its text needs no change, and so can the old one with its key."""
     apply(plan_write(existing, LITERAL))
-    assert 0o600 == mode(existing)
+    assert [0o600, 0o600] == [mode(existing), mode(existing.with_name("index.yml.bak"))]
 
     existing.chmod(0o644)
     apply(plan_write(existing, LITERAL))
