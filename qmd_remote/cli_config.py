@@ -70,7 +70,7 @@ def write(
     """Write the remote: block of QMD's index.yml; not one byte outside that block changes.
 
     Without URLs, those of the services that run here are written; where none runs, those in the file stay. Forks of QMD
-    that are told their server in another way are named with --client (docs/clients.md).
+    that are told their server in another way are named with --client (docs/clients/README.md).
 
     \b
     Examples:

@@ -92,7 +92,8 @@ def _read(raw: str, terms: frozenset[str]) -> Line | None:
     if match[1] == "lex":
         return Line("lex", text)
     # A query without a single term, of two letters say, cannot be asked for one.
-    if terms and not any(term in text.lower() for term in terms):
+    lowered = text.lower()
+    if terms and not any(term in lowered for term in terms):
         return None
     return Line("vec" if match[1] == "vec" else "hyde", text)
 

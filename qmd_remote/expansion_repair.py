@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from qmd_remote.expansion import Kind, Line, parse, query_terms
@@ -16,8 +16,13 @@ OUTCOMES = (CLEAN, REPAIRED, SAFE)
 OUTCOME_HEADER = "x-qmd-remote-expansion"  # of an answer that was looked over; it holds one of them
 
 MIN_LINES, MAX_LINES = 2, 8
+# What is looked at: an answer is read while other requests wait. Real ones are below 2,000 characters.
+MAX_READ = 32768  # characters
+MAX_READ_LINES = 200
+MAX_TERMS = 500  # of a query, the longest
 MAX_ANCHOR = 80  # characters of a query that are put before a line; of a longer one it is a word
 
+_SHORT_TERM = re.compile(r"\w+")
 _KINDS: dict[str, Kind] = {"lex": "lex", "vec": "vec", "hyde": "hyde"}
 _LABELLED = re.compile(
     r"(?P<before>[\W\d_]*)(?P<kind>lex|vec|hyde)(?P<after>[\W\d_]*?)[:\uff1a\ufe55\u2236](?P<text>.*)", re.I
@@ -35,11 +40,12 @@ def repair(answer: str, query: str) -> tuple[str, Outcome]:
     """What the clients accept of `answer`: MIN_LINES to MAX_LINES lines, one `vec:` at least, and what was done.
 
     `query` has a character that is no space. An answer that is fine stays as it is, byte for byte; one of which
-    nothing can be used becomes `safe(query)`.
+    nothing can be used becomes `safe(query)`. Of a long answer the first MAX_READ characters and MAX_READ_LINES lines
+    count, those behind its last `</think>` where it has one.
     """
     if is_clean(answer, query):
         return answer, CLEAN
-    lines = list(_acceptable(_read(answer), query))
+    lines = list(_acceptable(_read(_part(answer)), query))
     if not lines:
         return safe(query), SAFE
     return _written(_enough(lines, query)), REPAIRED
@@ -53,16 +59,28 @@ def safe(query: str) -> str:
 
 def is_clean(answer: str, query: str) -> bool:
     """Whether every client accepts the whole of `answer` as it is: nothing to drop, nothing twice, enough lines."""
+    if len(answer) > MAX_READ:
+        return False
     written = [line for line in answer.split("\n") if line.strip()]
+    if not MIN_LINES <= len(written) <= MAX_LINES:
+        return False
     if any(len(line.splitlines()) > 1 for line in written) or _THINK_OPEN.search(answer):
         return False
-    found = parse(answer, query)
+    terms = _terms(query)
+    found = parse(answer, " ".join(terms))
     return (
         len(found.lines) == len(written)
-        and MIN_LINES <= len(written) <= MAX_LINES
+        and all(_shares(line, terms) for line in found.lines)
         and any(line.kind == "vec" for line in found.lines)
         and len({_same(line) for line in found.lines}) == len(written)
     )
+
+
+def _part(answer: str) -> str:
+    if len(answer) <= MAX_READ:
+        return answer
+    start = max((found.start() for found in _THINK_CLOSE.finditer(answer)), default=0)
+    return answer[start : start + MAX_READ]
 
 
 def _read(answer: str) -> list[Line]:
@@ -76,7 +94,7 @@ def _read(answer: str) -> list[Line]:
 
 def _labelled(text: str) -> Iterator[Line]:
     heading: Kind | None = None  # a label alone on its line: the list below it is meant
-    for raw in text.splitlines():
+    for raw in text.splitlines()[:MAX_READ_LINES]:
         found = _LABELLED.fullmatch(raw)
         item = None if found else _ITEM.fullmatch(raw)
         if found:
@@ -106,12 +124,12 @@ def _unwrapped(found: re.Match[str]) -> str:
 
 def _acceptable(lines: Iterable[Line], query: str) -> Iterator[Line]:
     """Each line once, with a term of the query where the clients want one."""
-    terms, seen = query_terms(query), set()
+    terms, seen = _terms(query), set()
+    anchor = _anchor(query, terms)
     for line in lines:
         if not any(mark.isalnum() for mark in line.text):
             continue
-        shares = line.kind == "lex" or not terms or any(term in line.text.lower() for term in terms)
-        kept = line if shares else Line(line.kind, f"{_anchor(query)}: {line.text}")
+        kept = line if _shares(line, terms) else Line(line.kind, f"{anchor}: {line.text}")
         if _same(kept) not in seen:
             seen.add(_same(kept))
             yield kept
@@ -127,13 +145,24 @@ def _enough(lines: list[Line], query: str) -> list[Line]:
     return kept if len(kept) >= MIN_LINES else [lexical, *kept]
 
 
-def _anchor(query: str) -> str:
+def _anchor(query: str, terms: Sequence[str]) -> str:
     """Words of the query for a line that has none."""
     flat = _flat(query)
-    if len(flat) <= MAX_ANCHOR:
-        return flat
-    terms = query_terms(query)
-    return max(sorted(terms), key=len)
+    return flat if len(flat) <= MAX_ANCHOR or not terms else terms[0]
+
+
+def _terms(query: str) -> list[str]:
+    """The words one of which a `vec` or `hyde` line must hold, the longest first.
+
+    Of a query of short words alone these count: a client that knows of no least length would drop all other lines.
+    """
+    terms = query_terms(query) or frozenset(_SHORT_TERM.findall(query.lower()))
+    return sorted(terms, key=lambda term: (-len(term), term))[:MAX_TERMS]
+
+
+def _shares(line: Line, terms: Sequence[str]) -> bool:
+    text = line.text.lower()
+    return line.kind == "lex" or not terms or any(term in text for term in terms)
 
 
 def _flat(text: str) -> str:

@@ -16,6 +16,8 @@ Shape = Literal["chat", "text"]
 LABELS = ("lex:", "vec:", "hyde:")
 MAX_PROMPT = 8000  # characters; the clients' own are below 2,000
 MAX_QUERY = 4000  # of a request without NO_THINK; nobody types more into a search
+NEAR = 300  # characters around the labels within which instructions say what to do with them
+MAX_CUE = 40  # characters of a line such as "Output:", with which a prompt asks for its answer
 
 # what makes an answer take another form than lines of text; a request with one of them asks for that form
 OTHER_FORMS = frozenset(
@@ -29,6 +31,20 @@ _EXPAND = re.compile(r"Expand this search query:\s*(\S.*)", re.DOTALL)
 _QUERY_LINE = re.compile(r"(?i)(?:^|\b)query[ \t]*:[ \t]*(\S.*)$")
 _NO_THINK = re.compile(r"/no_think\b[ \t]*")
 _TURN_END = re.compile(r"<\|.*", re.DOTALL)
+_LABEL = re.compile(r"\b(lex|vec|hyde):")
+_VERB = (
+    r"(?:output|answer|respond|reply|generate|write|rewrite|rephrase|return|produce|create|give|provide|expand|emit|"
+    r"print|list|format|make|suggest|convert|transform|turn|split|use|begin|start|prefix|label)\b"
+)
+# an order to the reader: such a verb where a clause begins, or behind a word that makes it one; not "its output"
+_CLAUSE = (
+    r"(?:^|[.:;,!?()\[\]>*#•–—-]|\n|\b(?:you|must|should|shall|will|to|please|and|then|only|just|always|now)\b)"
+    r"[\s\d\"'*_]*"
+)
+_ORDER = re.compile(rf"(?i){_CLAUSE}{_VERB}|\b(?:each|every|all)\s+(?:\w+\s+)?lines?\s+(?:must|should)\b")
+_ORDER_BEHIND = re.compile(rf"(?i){_CLAUSE}{_VERB}[^.\n]*\b(?:lines?|lex|vec|hyde|labels?|each|expansions?|rewrites)\b")
+_CUE = re.compile(r"(?:<[|/]?\w[^<>]*>|\[/?INST\]|\b(?:assistant|model)\b|[-=#*_`\s])+")
+_SAYS_HOW = re.compile(rf"(?i)\s*(?:(?:only|just|now|please)\s+)?{_VERB}.*\b(?:lines?|lex|expansions?|rewrites)\b")
 # Qwen3's later ones, which do not think at all, read it as text
 _KNOWS_NO_THINK = re.compile(r"(?i)qwen3[-_](?!.*2507)|qmd-query-expansion")
 
@@ -102,6 +118,8 @@ def _in_turns(system: str, user: str) -> str:
     # a person may ask a model about QMD with its documentation as instructions; those speak of a query to be expanded
     if not re.search(r"(?i)\bquer(?:y|ies)\b", system) or not re.search(r"(?i)\b(?:expan|rewrit|rephras)", system):
         return ""
+    if not _orders(system):  # it tells of expansions, and asks for none
+        return ""
     label = _QUERY_LINE.match(text)
     return (label[1] if label else text).strip() if len(text) <= MAX_QUERY else ""
 
@@ -117,8 +135,41 @@ def _in_prompt(prompt: str) -> str:
         return ""
     if "/no_think" in prompt and not wanted and prompt.count("/no_think") == 1:
         return _before_turn_end(prompt.partition("/no_think")[2])
-    lines = [found[1] for found in map(_QUERY_LINE.search, prompt.splitlines()) if found]
-    return _before_turn_end(lines[-1]) if lines else ""
+    return _before_turn_end(_on_a_line(prompt, sure="/no_think" in prompt))
+
+
+def _on_a_line(prompt: str, *, sure: bool) -> str:
+    """The query of the last line that has one; where it is not `sure`, of a prompt that asks for its expansion."""
+    lines = prompt.splitlines()
+    found = [(number, at[1]) for number, at in enumerate(map(_QUERY_LINE.search, lines)) if at]
+    if not found or not (sure or (_orders(prompt) and _is_last(lines, found[-1][0]))):
+        return ""
+    return found[-1][1]
+
+
+def _orders(text: str) -> bool:
+    """Whether a text that names labels asks its reader for such lines, and does not only speak of them."""
+    labels = list(_LABEL.finditer(text))
+    if not labels:
+        return False
+    first, last = labels[0].start(), labels[-1].end()
+    return bool(_ORDER.search(text, max(0, first - NEAR), first) or _ORDER_BEHIND.search(text, first, last + NEAR))
+
+
+def _is_last(lines: list[str], number: int) -> bool:
+    """Whether the query in this line is what a prompt comes to: only cues for the answer follow, or the form of it.
+
+    Where something else follows, a question about it say, the query is an example.
+    """
+    behind = [line for line in lines[number + 1 :] if line.strip()]
+    if all(_is_cue(line) or _SAYS_HOW.match(line) for line in behind):
+        return True
+    return _is_cue(behind[-1]) and not _LABEL.search("\n".join(lines[:number]))
+
+
+def _is_cue(line: str) -> bool:
+    """A line that asks for the answer, or a mark of a chat's template."""
+    return bool(line.rstrip().endswith(":") and len(line) <= MAX_CUE) or bool(_CUE.fullmatch(line))
 
 
 def _before_turn_end(text: str) -> str:
@@ -127,7 +178,7 @@ def _before_turn_end(text: str) -> str:
 
 
 def _labelled(text: str) -> bool:
-    return all(label in text for label in LABELS)
+    return len(LABELS) == len({found[1] for found in _LABEL.finditer(text)})
 
 
 def _stripped(text: str) -> str:

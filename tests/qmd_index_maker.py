@@ -1,6 +1,7 @@
 """An index in QMD's schema, made without QMD and without sqlite-vec: its tables of vectors are written by hand.
 
-The schema is that of QMD 2.8 with sqlite-vec 0.1; `old` leaves out what 2.0 did not have.
+The schema is that of QMD 2.8 with sqlite-vec 0.1, to which a test holds it where QMD is there; `old` leaves out what
+2.0 did not have.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ SCHEMA = """
     CREATE TABLE documents (
         id INTEGER PRIMARY KEY AUTOINCREMENT, collection TEXT NOT NULL, path TEXT NOT NULL, title TEXT NOT NULL,
         hash TEXT NOT NULL, created_at TEXT NOT NULL, modified_at TEXT NOT NULL, active INTEGER NOT NULL DEFAULT 1,
-        UNIQUE (collection, path)
+        FOREIGN KEY (hash) REFERENCES content(hash) ON DELETE CASCADE, UNIQUE (collection, path)
     );
     CREATE TABLE llm_cache (hash TEXT PRIMARY KEY, result TEXT NOT NULL, created_at TEXT NOT NULL);
     CREATE TABLE content_vectors (

@@ -100,6 +100,17 @@ def test_links_between_pages_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
+def test_pages_that_the_program_names_exist():
+    """Help, hints and comments lead to pages that are there."""
+    named = {
+        (file.name, page)
+        for file in (ROOT / "qmd_remote").rglob("*.py")
+        for page in re.findall(r"docs/[\w./-]+\.md", file.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 3
+    assert [] == sorted((name, page) for name, page in named if not (ROOT / page).is_file())
+
+
 def test_the_reference_pages_are_generated_from_this_code():
     """docs/settings.md and docs/cli.md are what scripts/reference.py would write now."""
     done = subprocess.run([sys.executable, ROOT / "scripts" / "reference.py"], capture_output=True, text=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmd_remote.expansion import parse
-from qmd_remote.expansion_repair import MAX_LINES, MIN_LINES, is_clean, repair, safe
+from qmd_remote.expansion_repair import MAX_LINES, MAX_READ, MAX_READ_LINES, MIN_LINES, is_clean, repair, safe
 
 QUERY = "renew my passport"
 SAFE = "lex: renew my passport\nvec: renew my passport"
@@ -97,9 +99,47 @@ def test_a_line_that_shares_nothing_with_a_long_query_gets_a_word_of_it():
     assert "vec: passports: travel papers" in repair("- vec: travel papers", "to renew passports " * 20)[0]
 
 
+@pytest.mark.parametrize(
+    ("query", "answer", "wanted"),
+    [
+        ("CI", "vec: build servers\nlex: jobs", "vec: CI: build servers\nlex: jobs"),
+        ("go vs rs", "vec: two languages\nhyde: Go is older.", "vec: go vs rs: two languages\nhyde: Go is older."),
+        ("a b " * 30, "vec: xyz\nhyde: xyz", "vec: a: xyz\nhyde: a: xyz"),
+    ],
+)
+def test_of_a_query_of_short_words_these_are_asked_for(query, answer, wanted):
+    """A client that counts shorter terms keeps the line, as does one that asks such a query for none."""
+    assert (wanted, "repaired") == repair(answer, query)
+    assert (wanted, "clean") == repair(wanted, query)
+
+
+def test_a_query_without_a_word_asks_for_none():
+    """Of signs alone there is nothing to share."""
+    assert ("lex: a\nvec: b", "clean") == repair("lex: a\nvec: b", "++")
+
+
 def test_many_blocks_that_nothing_closes_are_read_in_time():
     """Reading takes time in proportion to the answer: this one would take hours otherwise."""
     assert (SAFE, "safe") == repair("<think>" * 300_000, QUERY)
+
+
+def test_work_for_an_answer_has_a_limit():
+    """Other requests wait for it: five thousand lines against as many words are read in less than a second."""
+    query = " ".join(f"word{n:04}" for n in range(5000))
+    for form in ("vec: something else {}", "- vec: something else {}", "vec: {:09999}"):
+        began = time.process_time()
+        _, outcome = repair("\n".join(map(form.format, range(5000))), query)
+        assert time.process_time() - began < 1
+        assert "repaired" == outcome
+
+
+@pytest.mark.parametrize("noise", ["a\n" * MAX_READ_LINES, "a" * MAX_READ + "\n", "\n" * MAX_READ])
+def test_of_a_long_answer_the_beginning_counts(noise):
+    """Not what comes after that much else; but a model that thinks at length is heard out."""
+    assert (SAFE, "safe") == repair(f"{noise}lex: a\nvec: a passport", QUERY)
+    wanted = "lex: a\nvec: a passport"
+    assert (wanted, "repaired") == repair(f"{wanted}\n{noise}", QUERY)
+    assert (wanted, "repaired") == repair(f"<think>{noise * 9}</think>{wanted}", QUERY)
 
 
 labels = st.sampled_from(
@@ -107,7 +147,7 @@ labels = st.sampled_from(
 )
 answers = st.lists(labels | st.text(max_size=12) | st.sampled_from(["passport", "\r\n", " "]), max_size=30).map("".join)
 queries = st.one_of(
-    st.text(min_size=1), st.sampled_from([QUERY, "ΟΔΟΣ ΑΘΗΝΑΣ", "İstanbul", "C++", "<<think>>"])
+    st.text(min_size=1), st.sampled_from([QUERY, "ΟΔΟΣ ΑΘΗΝΑΣ", "İstanbul", "C++", "CI İΣ", "a b " * 30, "<<think>>"])
 ).filter(str.strip)
 
 

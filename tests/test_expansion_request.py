@@ -32,6 +32,13 @@ def chat(*texts, **more):
         chat("You are helpful.", f"/no_think Expand this search query: {QUERY}"),
         chat(f"{ASKS}\n\nQuery: {QUERY}"),
         chat(f"{ASKS}\n/no_think {QUERY}"),
+        chat(ASKS, f"Expand this search query: {QUERY}"),
+        chat("You expand search queries. Every line must begin with lex:, vec: or hyde:.", QUERY),
+        chat("You are a query expansion engine.\n\nOutput format:\nlex: keywords\nvec: question\nhyde: text", QUERY),
+        chat("Given a query, you rewrite it: 1. write keywords in lex:, vec: and hyde: lines.", QUERY),
+        chat("Your task is to rephrase a query as lex:, vec: and hyde: lines.", f"query: {QUERY}"),
+        chat("Query expansion has\n- lex: keywords\n- vec: questions\n- hyde: text\nGive one to three of each.", QUERY),
+        chat(f"{ASKS}\nQuery: {QUERY}\n\nReturn only the lines, nothing else."),
     ],
 )
 def test_the_clients_chats_are_recognised(request_):
@@ -47,6 +54,12 @@ def test_the_clients_chats_are_recognised(request_):
         f'{ASKS}\nThe search query: "{QUERY}"\nOutput:',
         f"<|im_start|>system\n{ASKS}<|im_end|>\n<|im_start|>user\n/no_think {QUERY}<|im_end|>\n<|im_start|>assistant\n",
         f"<|im_start|>user\n/no_think Expand this search query: {QUERY}<|im_end|>\n<|im_start|>assistant\n",
+        f"/no_think {ASKS}\nExpand this search query: {QUERY}\nIt is about travel.",
+        f"<|im_start|>user\n{ASKS}\nQuery: {QUERY}<|im_end|>\n<|im_start|>assistant\n",
+        f"<start_of_turn>user\n{ASKS}\nQuery: {QUERY}<end_of_turn>\n<start_of_turn>model\n".replace("<end", "\n<end"),
+        f"{ASKS}\nQuery: {QUERY}\n\n---\nExpansions:\nlex:",
+        f"Improve a query.\n\nOriginal Query: {QUERY}\n\nWrite one passage.\nOutput lex, vec and hyde lines.\n"
+        "<format>\nlex: a\nvec: b\nhyde: c\n</format>\nNever repeat a line.\n\nFinal Output:",
     ],
 )
 def test_their_prompts_are_recognised(prompt):
@@ -65,6 +78,18 @@ def test_their_prompts_are_recognised(prompt):
         chat("Expand this search query: tea"),
         chat("What do lex:, vec: and hyde: mean?"),
         chat("QMD's documentation: lines begin with lex:, vec: or hyde:.", "How is that read?"),
+        chat(
+            "You are a coding assistant. Project notes: query expansion emits lex: vec: hyde: lines; rewrite",
+            "fix the bug in foo.py",
+        ),
+        chat("Our query expander's output has lex:, vec: and hyde: lines. Be brief.", "Who wrote it?"),
+        chat(
+            "Please review my query expander docs:\nIt emits lex: vec: hyde: lines.\n\nExample query: tea\n\n"
+            "What do you think?"
+        ),
+        chat(f"Are these instructions any good?\n{ASKS}\nExample query: tea\nWhat do you think?"),
+        chat(f"Is this one good?\nQuery: tea\n{ASKS}\nPlease tell me."),
+        chat("Expand the query. Answer with complex:, vec: or hyde: lines.", QUERY),
         chat(ASKS, ""),
         chat(ASKS, "/no_think "),
         chat(ASKS, [{"type": "text", "text": QUERY}]),

@@ -138,7 +138,7 @@ def _findings(facts: Facts, family: Family, found: Entries, raw_key: str) -> Ite
             message = f"`{'.'.join(path)}` is not {template}, so another service is asked"
             yield Finding("error", "provider.other", message, _line(family, path, there, template), there.line)
     if family.limits:
-        yield Finding("info", "client.limits", family.limits, "docs/clients.md says what each client can")
+        yield Finding("info", "client.limits", family.limits, "docs/clients/README.md says what each client can")
     if family.note:
         yield Finding("info", "client.note", family.note.partition(":")[0], family.note.partition(": ")[2])
 

@@ -13,7 +13,7 @@ from qmd_remote.client.yaml_document import Refused
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SECRET = re.compile(
-    r'(?i)("[^"\n]*(?:(?:api_?key|secret|password)[^"\n]*|token)"\s*:\s*)("(?:[^"\\]|\\.)*"|[-+\w.]+)'
+    r'(?i)("[^"\n]*(?:(?:api[-_]?key|secret|password|authorization)[^"\n]*|token)"\s*:\s*)("(?:[^"\\]|\\.)*"|[-+\w.]+)'
     r'|(?<=:)((?:\\?/){2})[^\s"]*@'
 )
 _NO_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|(NaN|-?Infinity)')

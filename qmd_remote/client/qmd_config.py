@@ -22,9 +22,11 @@ ATTEMPTS = 3
 HIDDEN = "(hidden)"
 HIDDEN_NEW = "(hidden, new)"
 
-_SECRET = re.compile(r"(?i)api_?key|secret|password|(^|_)token$")
+_SECRET = re.compile(r"(?i)api[-_]?key|secret|password|authorization|(^|_)token$")
 _USER_INFO = re.compile(r"(?<=:)//[^/@\s\"']+@")
-_SECRET_COMMENT = re.compile(r"(?i)(#.*(?:api_?key|secret|password|token)[\"']?\s*[:=]\s*)(\S+)")
+_SECRET_COMMENT = re.compile(
+    r"(?i)(#.*(?:api[-_]?key|secret|password|authorization|token)[\"']?\s*[:=]\s*[\"']?(?:(?:bearer|basic)\s+)?)(\S+)"
+)
 
 
 Edit = Callable[[str | None], str | None]
@@ -208,7 +210,8 @@ def apply(change: Change) -> Change:
     """Write a change, and return what was written: the change as planned, or a new one if the file changed meanwhile.
 
     Links are followed and stay. A file keeps its mode and its owner; a new one gets 0600, and so does one that a
-    literal key goes into. Raises ConfigError if the file cannot be written, or keeps changing.
+    literal key goes into, together with its backup. Raises ConfigError if the file cannot be written, or keeps
+    changing.
     """
     for _ in range(ATTEMPTS):
         if read_text(change.path) == change.before:
@@ -265,7 +268,8 @@ def _write(change: Change) -> None:
             raise PermissionError(0, "it is read-only")
         target.parent.mkdir(parents=True, exist_ok=True)
         if change.backup and change.before is not None:
-            atomic.put(change.backup, change.before, mode=mode, owner=old)
+            # it may hold the key that stood there before
+            atomic.put(change.backup, change.before, mode=new_mode, owner=old)
         atomic.put(target, change.after, mode=new_mode, owner=old)
     except OSError as error:
         raise ConfigError(

@@ -21,7 +21,7 @@ from qmd_remote import __version__
 from qmd_remote import settings as settings_module
 from qmd_remote.errors import ApiError, NotFound
 from qmd_remote.reach import require_safe_bind
-from qmd_remote.server import gateway
+from qmd_remote.server import gateway, generation_routes
 from qmd_remote.server.access_log import AccessLog
 from qmd_remote.server.aliases import Aliases
 from qmd_remote.server.auth import KeyAuth
@@ -60,7 +60,7 @@ def create_app(settings: Settings | None = None, *, engine: Engine | None = None
     app.state.gateway = gateway.Gateway(settings)
     app.state.expander = Expander(app.state.gateway, metrics.expanded, on=settings.repair_expansions)
     app.include_router(router)
-    app.include_router(gateway.router)
+    app.include_router(generation_routes.router)
     app.add_middleware(KeyAuth, key=settings.key)
     app.add_middleware(Aliases)
     app.add_exception_handler(ApiError, _api_error)

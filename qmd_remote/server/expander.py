@@ -22,7 +22,7 @@ from qmd_remote.expansion_request import LABELS, Shape, query_of
 from qmd_remote.server import completion
 from qmd_remote.server.body import parse_object
 from qmd_remote.server.constraint import Learnt, put
-from qmd_remote.server.gateway import CHAT, STREAM, Gateway, Headers, Said
+from qmd_remote.server.gateway import CHAT, STREAM, Gateway, Headers, Said, TooLong
 
 MAX_REQUEST_BYTES = 65536  # clients' own are a few kilobytes; larger ones are not looked into
 
@@ -35,6 +35,7 @@ RETRY_S = 5
 
 REFUSED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY})
 LATER = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+BABBLE = Said(HTTPStatus.OK, [], b"")  # an answer too long to be read; another one would hardly be shorter
 HOPELESS = frozenset({"generation_off", "generation_busy"})  # which waiting here does not mend
 
 
@@ -83,7 +84,7 @@ class Expander:
         except TimeoutError:
             message = f"the generation service made no expansion within {LIMIT_S:.0f} s: send this again"
             raise Unavailable(message, code="generation_timeout", retry_after=RETRY_S) from None
-        if said.status in REFUSED:  # for good, so that there is nothing to wait for
+        if said is BABBLE or said.status in REFUSED:  # for good, so that there is nothing to wait for
             text, outcome = safe(asked.query), SAFE
             found = completion.made_up(asked.shape, await self._model(asked), text)
         else:
@@ -115,7 +116,10 @@ class Expander:
             body = orjson.dumps(put(way, asked.shape, asked.request, model))
             if body == sent:
                 continue
-            sent, said = body, await self._gateway.said(asked.path, asked.headers, body)
+            try:
+                sent, said = body, await self._gateway.said(asked.path, asked.headers, body)
+            except TooLong:
+                return BABBLE
             if said.status == HTTPStatus.OK:
                 completion.read(asked.shape, said.content)
                 self._learnt.took(way)

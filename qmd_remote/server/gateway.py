@@ -1,35 +1,25 @@
-"""The way to the generation service: its two endpoints, through this server's door and behind this server's key.
+"""The way to the generation service: how it is asked, how many ask at once, and what a failure there is called here.
 
-Bytes are passed on as they are, in both directions. A stream that breaks off at its source breaks off here, too.
+Bytes are sent as they are, and so are the service's answers.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from types import TracebackType
-from typing import Any
 
 import httpx
-from fastapi import APIRouter
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from qmd_remote.errors import ApiError, Unavailable
 from qmd_remote.reach import is_loopback
-from qmd_remote.server import completion, schemas
-from qmd_remote.server.body import read_body
-from qmd_remote.server.exchange import exchange_of
+from qmd_remote.server import completion
 from qmd_remote.server.generation_url import Bearer, place, under
-from qmd_remote.server.hangup import while_connected
 from qmd_remote.settings import Settings
-
-log = logging.getLogger(__name__)
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -39,22 +29,35 @@ VERSION = "/version"
 CONNECT_S = 5.0
 SILENCE_S = 600.0  # between two bytes: an answer that is not streamed comes all at once, after all of its computation
 UNDER_WAY = 64  # more than engines work on at once; each holds a body and two connections here
+WAITING = 64  # for one of these to end; each holds a body here
 BUSY_RETRY_S = 5
-MAX_ANSWER_BYTES = 64 * 2**20  # of one that is not streamed: it is held here until it is whole
+MAX_SAID_BYTES = 2**20  # of an answer that is looked into: an expansion, of some 400 tokens
 MODELS_S = 1.5  # clients give their whole look-up 2 s
 MODELS_KEPT_S = 5.0
 MAX_LIST_BYTES = 2**20
 
 # Lists of what passes, not of what is kept back: keys and cookies have names that nobody can foresee.
 TO_SERVICE = frozenset({b"accept", b"accept-encoding", b"content-encoding", b"content-type", b"x-request-id"})
-TO_CLIENT = frozenset(
-    {b"cache-control", b"content-encoding", b"content-type", b"retry-after", b"www-authenticate", b"x-request-id"}
+TO_CLIENT = frozenset({b"cache-control", b"content-encoding", b"content-type", b"retry-after", b"x-request-id"})
+# of the service: it does not know this server, or not well enough; a client that read them would mistrust its own key
+NOT_LET_IN = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.PROXY_AUTHENTICATION_REQUIRED})
+REFUSED = (
+    "the generation service refuses this server ({}), which says nothing of your own key. On this server's machine, "
+    "look at the credentials in QMD_REMOTE_GENERATION_URL; a service that runs there gets the right key from "
+    "`qmd-remote up`"
 )
 STREAM = "text/event-stream"
 # a connection that is kept may end just when it is used again, and then nobody knows whether the request was worked on
 ONE_REQUEST = (b"connection", b"close")
 
 Headers = list[tuple[bytes, bytes]]
+
+
+class TooLong(ApiError):
+    """The service says more than anybody wants to hold here."""
+
+    status = 502
+    code = "generation_failed"
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Gateway:
         self._expansions = "on" if settings.repair_expansions else "off"
         self._wait_s = settings.queue_wait_s
         self._slots = asyncio.Semaphore(UNDER_WAY)
+        self._waiting = 0
         self._client: httpx.AsyncClient | None = None
         self._listed: list[str] = []
         self._fresh_until = 0.0
@@ -127,33 +131,36 @@ class Gateway:
         return await asyncio.shield(self._asking)  # others may wait for it, too
 
     async def model_for(self, name: str) -> str:
-        """`name` where the service has a model of that name or does not tell, else that of its own."""
+        """`name` where the service has a model of that name, else that of its own.
+
+        Of a service that does not tell now counts what it told last; of one that never has `name` is left as it is.
+        """
         if name and name == self._name:
             return name
-        listed = await self.models()
+        listed = await self.models() or self._listed
         return name if name in listed else self._name or next(iter(listed), name)
 
     async def version(self) -> str | None:
         """The version that the service names, as vLLM does; empty when it names none, None when it does not answer."""
         try:
             async with asyncio.timeout(MODELS_S), self._exchange("GET", VERSION, []) as answer:
-                content = await _whole(answer, MAX_LIST_BYTES)
+                content = await whole(answer, MAX_LIST_BYTES)
         except (ApiError, TimeoutError):
             return None
         return None if answer.is_server_error else completion.version_of(content)
 
     async def said(self, path: str, headers: Headers, body: bytes) -> Said:
-        """The service's whole answer to a POST. Raises ApiError, as `asked` does, and 502 when it breaks off."""
+        """The service's whole answer to a POST. Raises ApiError: as `asked` does, and as `whole` for MAX_SAID_BYTES."""
         async with self.asked(path, headers, body) as answer:
-            content = await _whole(answer, MAX_ANSWER_BYTES)
-            return Said(answer.status_code, _chosen(answer.headers.raw, TO_CLIENT), content)
+            content = await whole(answer, MAX_SAID_BYTES)
+            return Said(answer.status_code, chosen(answer.headers.raw, TO_CLIENT), content)
 
     @asynccontextmanager
     async def asked(self, path: str, headers: Headers, body: bytes) -> AsyncIterator[httpx.Response]:
         """The service's answer to a POST, its body unread. Leaving the block ends the request, wherever it stands.
 
         Raises ApiError: 503 when generation is off or too many requests are under way, 502 when the service cannot be
-        reached, 504 when it says nothing for SILENCE_S.
+        reached or lets this server not in, 504 when it says nothing for SILENCE_S.
         """
         async with self._slot(), self._exchange("POST", path, headers, body) as answer:
             if answer.is_redirect:
@@ -162,16 +169,24 @@ class Gateway:
                     "generation_unreachable",
                     "the generation service is at another address: QMD_REMOTE_GENERATION_URL must name that one",
                 )
+            if answer.status_code in NOT_LET_IN:
+                raise _problem(502, "generation_refused", REFUSED.format(answer.status_code))
             yield answer
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
+        message = f"{UNDER_WAY} generation requests are under way: send this one again later"
+        busy = Unavailable(message, code="generation_busy", retry_after=BUSY_RETRY_S)
+        if self._slots.locked() and self._waiting >= WAITING:
+            raise busy
+        self._waiting += 1
         try:
             async with asyncio.timeout(self._wait_s):
                 await self._slots.acquire()
         except TimeoutError:
-            message = f"{UNDER_WAY} generation requests are under way: send this one again later"
-            raise Unavailable(message, code="generation_busy", retry_after=BUSY_RETRY_S) from None
+            raise busy from None
+        finally:
+            self._waiting -= 1
         try:
             yield
         finally:
@@ -202,58 +217,19 @@ class Gateway:
     async def _ask_models(self) -> list[str]:
         try:
             async with asyncio.timeout(MODELS_S), self._exchange("GET", MODELS, []) as answer:
-                content = await _whole(answer, MAX_LIST_BYTES)
+                content = await whole(answer, MAX_LIST_BYTES)
             names = completion.names_of(content) if answer.is_success else []
         except (ApiError, TimeoutError, ValueError):
             return []
-        # an engine may list every model of its cache; the first is the one that clients take
-        self._listed = sorted(names, key=lambda name: name != self._name)
-        self._fresh_until = time.monotonic() + MODELS_KEPT_S if names else 0.0
-        return self._listed
+        if names:
+            # an engine may list every model of its cache; the first is the one that clients take
+            self._listed = sorted(names, key=lambda name: name != self._name)
+            self._fresh_until = time.monotonic() + MODELS_KEPT_S
+        return self._listed if names else []
 
 
-class PassedOn(Response):
-    """The generation service's answer to one request. The service is asked when this is sent."""
-
-    def __init__(self, gateway: Gateway, path: str, headers: Headers, body: bytes) -> None:
-        super().__init__()
-        self._gateway = gateway
-        self._asked = (path, headers, body)
-        self._started = False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ask and answer, for as long as the client is there. Raises ApiError before the answer's first byte only."""
-        try:
-            await while_connected(Request(scope, receive), self._relay(scope, receive, send))
-        except ClientDisconnect:
-            if not self._started:
-                raise
-
-    async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._gateway.asked(*self._asked) as answer:
-            headers = _chosen(answer.headers.raw, TO_CLIENT)
-            if answer.headers.get("content-type", "").startswith(STREAM):
-                await self._stream(answer, headers, scope, send)
-                return
-            whole = Response(await _whole(answer, MAX_ANSWER_BYTES), answer.status_code)
-        whole.raw_headers += headers
-        self._started = True
-        await whole(scope, receive, send)
-
-    async def _stream(self, answer: httpx.Response, headers: Headers, scope: Scope, send: Send) -> None:
-        self._started = True
-        await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
-        try:
-            async for chunk in answer.aiter_raw():
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except httpx.HTTPError as error:
-            log.warning("the generation service broke off in mid-stream: %s", type(error).__name__)
-            exchange_of(scope).error = "generation_failed"
-            return  # without the last message the server cuts the connection: nobody takes this for a whole answer
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _chosen(headers: Iterable[tuple[bytes, bytes]], names: frozenset[bytes]) -> Headers:
+def chosen(headers: Iterable[tuple[bytes, bytes]], names: frozenset[bytes]) -> Headers:
+    """Those of `headers` that have one of these names, in small letters."""
     return [(name.lower(), value) for name, value in headers if name.lower() in names]
 
 
@@ -281,64 +257,12 @@ def _problem(status: int, code: str, message: str) -> ApiError:
     return problem
 
 
-async def _whole(answer: httpx.Response, limit: int) -> bytes:
-    """The answer's body as it was sent, at most `limit` bytes. Raises ApiError."""
+async def whole(answer: httpx.Response, limit: int) -> bytes:
+    """The answer's body as it was sent. Raises ApiError: 502 when it breaks off, TooLong for over `limit` bytes."""
     content = bytearray()
     with _explained():
         async for chunk in answer.aiter_raw():
             content += chunk
             if len(content) > limit:
-                message = f"the generation service's answer is larger than {limit >> 20} MiB: ask for fewer tokens"
-                raise _problem(502, "generation_failed", message)
+                raise TooLong(f"the generation service's answer is larger than {limit >> 20} MiB: ask for fewer tokens")
     return bytes(content)
-
-
-router = APIRouter()
-
-_ERRORS = {
-    401: "no key, or a wrong one",
-    413: "the body is too large",
-    502: "the generation service cannot be reached, or broke off",
-    503: "generation is off, or busy",
-    504: "the generation service said nothing",
-}
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The generation service's answer.", "content": {"application/json": {}, STREAM: {}}},
-    **{status: {"model": schemas.ErrorResponse, "description": about} for status, about in _ERRORS.items()},
-}
-
-
-def _takes(example: dict[str, Any]) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"type": "object", "examples": [example]}}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-@router.post(
-    CHAT,
-    summary="Chat, by the generation service",
-    responses=_RESPONSES,
-    openapi_extra=_takes({"model": "MODEL", "messages": [{"role": "user", "content": "Tea or coffee?"}]}),
-)
-async def chat(request: Request) -> Response:
-    """Passed on unchanged, as is the answer, streamed or not; `model` is a name that /v1/models lists."""
-    return await _pass_on(request, CHAT)
-
-
-@router.post(
-    COMPLETIONS,
-    summary="Complete a text, by the generation service",
-    responses=_RESPONSES,
-    openapi_extra=_takes({"model": "MODEL", "prompt": "Notes about", "max_tokens": 16}),
-)
-async def completions(request: Request) -> Response:
-    """Passed on unchanged, as is the answer, streamed or not; `model` is a name that /v1/models lists."""
-    return await _pass_on(request, COMPLETIONS)
-
-
-async def _pass_on(request: Request, path: str) -> Response:
-    body = await read_body(request, request.app.state.settings.max_body_mb)
-    headers = _chosen(request.headers.raw, TO_SERVICE)
-    if asked := request.app.state.expander.recognised(path, headers, body):
-        expanded: Response = await while_connected(request, request.app.state.expander.answer(asked))
-        return expanded
-    return PassedOn(request.app.state.gateway, path, headers, body)

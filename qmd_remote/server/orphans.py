@@ -33,6 +33,10 @@ RESENT = b"x-qmd-remote-resent"  # with the token: is not to be kept by the work
 
 RESENDS = 2  # a request that kills its workers is not tried on all that follow
 PATIENCE_S = 25.0  # from the worker's death to the next one's answer; clients of QMD wait for 30 s and more
+# the same for generation, whose answers may begin late: a worker gives up itself, after 600 s of the service's silence,
+# so that this is only for a worker that does nothing at all
+GENERATION_PATIENCE_S = 720.0
+GENERATION = (b"POST /v1/chat/completions ", b"POST /v1/completions ")
 PART = 65536
 WHAT = "the embed server"
 LOOK = "its log tells why: qmd-remote logs --crash embed"
@@ -152,14 +156,15 @@ class Orphans:
 
     async def _answer(self, orphan: Orphan) -> ApiError | None:
         """Pass a worker's answer on: None. Or what to tell the caller. Raises OSError when the caller is gone."""
+        patience = orphan.patience_s
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(patience):
                 found = await self._begin(orphan)
         except TimeoutError:
-            message = f"{WHAT}'s worker died, and no other answered within {PATIENCE_S:g} s: try again soon; {LOOK}"
+            message = f"{WHAT}'s worker died, and no other answered within {patience:g} s: try again soon; {LOOK}"
             return Unavailable(message, code="restarting", retry_after=SHUTDOWN_RETRY_S)
         if found is None:
-            message = f"{WHAT}'s worker died {RESENDS + 1} times over this request: send fewer texts at once; {LOOK}"
+            message = f"{WHAT}'s worker died {RESENDS + 1} times over this request: send a smaller one; {LOOK}"
             return Unavailable(message, code="worker_died", retry_after=SHUTDOWN_RETRY_S)
         worker, part = found
         loop = asyncio.get_running_loop()
@@ -205,6 +210,12 @@ class Orphan:
         self.caller.setblocking(False)
         self.request = os.fdopen(request, "rb")
         self.answering = False
+
+    @property
+    def patience_s(self) -> float:
+        """How long it may take from now until its answer begins."""
+        begun = os.pread(self.request.fileno(), max(map(len, GENERATION)), 0)
+        return GENERATION_PATIENCE_S if begun.startswith(GENERATION) else PATIENCE_S
 
 
 def possible(*, tls: bool) -> bool:

@@ -1,4 +1,4 @@
-"""What happens when a batch fails: out of memory → free, halve, retry; else each item alone; never a lost item."""
+"""What happens when a batch fails: free, halve, retry, and each item that is alone once more; never a lost item."""
 
 from __future__ import annotations
 
@@ -79,9 +79,13 @@ def rescue(model: Model[Any], batch: Sequence[Prepared], attempt: Attempt, obser
 
     A batch that fails is split, so that an item which cannot be computed never fails its neighbours.
     """
-    if len(batch) == 1 and isinstance(attempt, Exception) and is_out_of_memory(attempt):
-        # it cannot be halved, but what was only cached, or held by the batch before it, may be all it lacked
-        observer.out_of_memory()
+    if len(batch) == 1 and isinstance(attempt, Exception):
+        # it cannot be halved, but what was only cached, or held by the batch before it, may be all it lacked; and a
+        # failure of another kind may pass
+        if is_out_of_memory(attempt):
+            observer.out_of_memory()
+        else:
+            log.warning("an input failed (%s): trying it once more", _first_line(attempt))
         model.free()
         attempt = _attempt(model, batch)
     if isinstance(attempt, Exception):
@@ -122,10 +126,12 @@ def _after_failure(model: Model[Any], batch: Sequence[Prepared], error: Exceptio
                 code="out_of_memory",
             )
         ]
-    return [ApiError("the model failed on one of the inputs", code="model_failed")]
+    # 503, like all that may pass: clients send the request again, to a model that by then may do
+    return [Unavailable("the model failed twice on one of the inputs: the server's log tells why", code="model_failed")]
 
 
 def _not_finite() -> ApiError:
+    # 500: the same numbers come again, so that nobody is asked to wait
     return ApiError("the model gives no finite result for one of the inputs", code="not_finite")
 
 

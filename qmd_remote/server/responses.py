@@ -90,13 +90,22 @@ def _base64_rows(rows: np.ndarray) -> Iterator[bytes]:
         yield b'"%b"' % b2a_base64(row, newline=False)  # straight from the array's memory
 
 
-def rerank_response(found: Scores, model: str, *, top_n: int | None, documents: Sequence[str] | None) -> Response:
-    """The answer of /v1/rerank: the best `top_n` first, equal scores in input order, with the texts if `documents`."""
+def rerank_response(
+    found: Scores, model: str, *, top_n: int | None, documents: Sequence[str] | None, files: Mapping[int, str]
+) -> Response:
+    """The answer of /v1/rerank: the best `top_n` first, equal scores in input order, with the texts if `documents`.
+
+    `files` are the names that documents came with, by their place; some clients know them by nothing else.
+    """
     order = np.argsort(-found.scores, kind="stable")[:top_n].tolist()
     results: list[dict[str, Any]] = [
         {"index": index, "relevance_score": score, "score": score}
         for index, score in zip(order, found.scores[order].tolist(), strict=True)
     ]
+    if files:
+        for result in results:
+            if result["index"] in files:
+                result["file"] = files[result["index"]]
     if documents is not None:
         for result in results:
             result["document"] = {"text": documents[result["index"]]}

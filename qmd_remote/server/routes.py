@@ -98,10 +98,10 @@ async def rerank(request: Request) -> Response:
         return await engine.rerank(asked.query, asked.documents)
 
     found = await while_connected(request, score())
-    documents = asked.documents if asked.return_documents else None
+    documents, files = (asked.documents if asked.return_documents else None), asked.documents.files
     name = _named(settings, asked, engine.rerank_id)
-    answer = partial(rerank_response, found, name, top_n=asked.top_n, documents=documents)
-    size = found.scores.size * RESULT_BYTES + sum(map(len, documents or ()))
+    answer = partial(rerank_response, found, name, top_n=asked.top_n, documents=documents, files=files)
+    size = found.scores.size * RESULT_BYTES + sum(map(len, documents or ())) + sum(map(len, files.values()))
     return await _answer(request, found, answer, size, engine.rerank_id)
 
 

@@ -19,16 +19,18 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qmd_remote.server.gateway import CHAT, COMPLETIONS, TO_SERVICE
 from qmd_remote.server.orphans import GONE, HANDOVER, KEEP, MESSAGE, RESENT
 
-ENDPOINTS = frozenset({"/v1/embeddings", "/v1/rerank"})  # generation's are sent again by their relay
+# all of them can be worked on a second time, as long as nobody has a byte of the first answer
+ENDPOINTS = frozenset({"/v1/embeddings", "/v1/rerank", CHAT, COMPLETIONS})
 CONNECTIONS = 128
 DESCRIPTORS_SHARE = 8  # at most the limit of open files by this, too: each takes two of the parent's
 BYTES = 64 * 2**20
 HEAD_BYTES = 4096  # a write within one page is whole, whenever this process is killed
 LENGTH_BYTES = 14  # ten digits, and the empty line
 RETRY_S = 0.05
-PASSED_ON = frozenset({b"authorization", b"content-type"})
+PASSED_ON = TO_SERVICE | {b"authorization"}
 
 _CALLER = "qmd_remote.caller"
 
@@ -106,7 +108,7 @@ class Safe:
     def _head(self, scope: Scope) -> bytes:
         """The request up to its body, with the place of the length left open."""
         lines = [
-            b"POST %b HTTP/1.1" % scope["path"].encode(),
+            b"POST %b HTTP/%b" % (scope["path"].encode(), scope["http_version"].encode()),
             b"host: localhost",
             b"connection: close",
             b"%b: %b" % (RESENT, self._token),

@@ -5,6 +5,7 @@ The models are the OpenAPI description and the validation in one. Texts are neve
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, field_validator
@@ -28,7 +29,11 @@ _INPUT = {
 _DOCUMENT = {
     "anyOf": [
         {"type": "string"},
-        {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
+        {
+            "type": "object",
+            "properties": {"text": {"type": "string"}, "file": {"type": "string"}},
+            "required": ["text"],
+        },
     ]
 }
 _DOCUMENTS = {"type": "array", "items": _DOCUMENT, "minItems": 1}
@@ -82,13 +87,23 @@ def _is_token(value: Any) -> bool:
     return type(value) is int and 0 <= value <= MAX_TOKEN_ID  # a bool is an int to isinstance
 
 
-def parse_documents(value: Any) -> list[str]:
-    """`documents` (texts, or objects with a `text`) as texts. Raises BadRequest, naming the first wrong item."""
+class Documents(list[str]):
+    """The texts of documents; `files` are the names of those that came with one, by their place."""
+
+    def __init__(self, texts: Iterable[str], files: dict[int, str]) -> None:
+        super().__init__(texts)
+        self.files = files
+
+
+def parse_documents(value: Any) -> Documents:
+    """`documents` (texts, or objects with a `text`, maybe a `file`). Raises BadRequest, naming the first wrong item."""
     if not isinstance(value, list):
         raise BadRequest("'documents' must be a list of strings or of objects with 'text'", param="documents")
     if not value:
         raise BadRequest("'documents' is an empty list: send at least one document", param="documents")
-    return [_document(item, f"documents[{index}]") for index, item in enumerate(value)]
+    texts = [_document(item, f"documents[{index}]") for index, item in enumerate(value)]
+    files = ((index, item.get("file")) for index, item in enumerate(value) if isinstance(item, dict))
+    return Documents(texts, {index: file for index, file in files if isinstance(file, str)})
 
 
 def _document(item: Any, where: str) -> str:
@@ -157,7 +172,7 @@ class RerankRequest(Request):
 
     query: str = Field(description="The text that the documents are scored against.")
     documents: Annotated[Any, PlainValidator(parse_documents), WithJsonSchema(_DOCUMENTS)] = Field(
-        description="Texts, or objects with a text."
+        description="Texts, or objects with a text, and with the name of a file if their results are to have it."
     )
     top_n: int | None = Field(None, ge=1, description="Answer only the best so many; more than there are means all.")
     return_documents: bool | None = Field(None, description="Put each document's text into its result.")
@@ -241,6 +256,7 @@ class RerankResult(BaseModel):
     index: int = Field(description="Position of the document.")
     relevance_score: float = Field(ge=0, le=1)
     score: float = Field(ge=0, le=1, description="The same, for clients that read it by this name.")
+    file: str | None = Field(None, description="That of the document, where it had one.")
     document: DocumentText | None = Field(None, description="With return_documents only.")
 
 

@@ -135,6 +135,9 @@ def test_read(text: str, found: dict[str, Any]):
         '{"url": "http:\\/\\/me:hunter2@box"}',
         '{"url": "http://me:p@ss/hunter2@box"}',
         '{"a":1,"apiKey":"hunter2","b":"c"}',
+        '{"authorization": "Bearer hunter2"}',
+        '{"Proxy-Authorization":"Basic hunter2"}',
+        '{"x-api-key": "hunter2"}',
     ],
 )
 def test_secrets_are_masked(text: str):

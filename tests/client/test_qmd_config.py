@@ -195,9 +195,9 @@ def test_writing_twice_changes_nothing(existing):
 
 
 def test_a_literal_key_makes_the_file_private(existing):
-    """A file that a key goes into can be read by its owner alone, even when its text needs no change."""
+    """It can be read by its owner alone, even when its text needs no change, and so can the old one with its key."""
     apply(plan_write(existing, LITERAL))
-    assert 0o600 == mode(existing)
+    assert [0o600, 0o600] == [mode(existing), mode(existing.with_name("index.yml.bak"))]
 
     existing.chmod(0o644)
     apply(plan_write(existing, LITERAL))
@@ -328,6 +328,24 @@ def test_the_diff_shows_the_block_and_hides_keys(existing):
     assert "+  api_key: (hidden, new)\n" in diff
     assert not any(secret in diff for secret in ("sk-old", "sk-new", "sk-other", "sk-comment"))
     assert '+  api_key: "${QMD_REMOTE_API_KEY}"\n' in plan_write(existing, WANTED).diff
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("authorization: Bearer sk-1", "authorization: (hidden)"),
+        ("headers: {x-api-key: sk-1, Accept: a}", "headers: {x-api-key: (hidden), Accept: a}"),
+        ("# Authorization: Bearer sk-1", "# Authorization: Bearer (hidden)"),
+        ("# 'x-api-key': 'sk-1' b", "# 'x-api-key': '(hidden) b"),
+        ('# api_key: "${KEY}" b', '# api_key: "${KEY}" b'),
+        ("authorize: sk-1", "authorize: sk-1"),
+    ],
+)
+def test_the_diff_hides_other_secrets(existing, line, shown):
+    """What stands around the change is shown, but for what a header carries, in a comment too."""
+    existing.write_text(f"{line}\nremote:\n  url: http://old\n")
+
+    assert f"\n {shown}\n" in plan_write(existing, WANTED).diff
 
 
 def test_the_diff_of_a_new_file_starts_from_nothing(file):

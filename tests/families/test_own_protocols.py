@@ -13,10 +13,11 @@ from tests.families.replay import Step, first_is, ok, ranking_by_score, refused,
 
 
 def test_documents_with_files(mini_box):
-    """`/rerank` takes objects with a text, and tells each one's place and score: the file is the client's own."""
+    """`/rerank` takes objects with a text, and tells each one's place, score and file."""
     documents = [{"file": f"notes/{number}.md", "text": text} for number, text in enumerate(say.few())]
     body = {"query": say.QUERY, "documents": documents}
-    replay(mini_box, Step("/rerank", body, [ranking_by_score, first_is(say.ANSWER)]))
+    (answer,) = replay(mini_box, Step("/rerank", body, [ranking_by_score, first_is(say.ANSWER)]))
+    assert all(documents[result["index"]]["file"] == result["file"] for result in answer.json["results"])
 
 
 def test_rankings_by_score(box):

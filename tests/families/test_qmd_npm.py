@@ -1,16 +1,24 @@
-"""QMD's own package from npm, where there is one: what is left of a config file when QMD itself rewrites it."""
+"""QMD's own package from npm, where there is one: its config file as it rewrites it, and its index as it makes it.
+
+Without its native modules, which npm need not install, it makes an index all the same, but no table of vectors.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from qmd_remote.client import qmd_index
+from tests.qmd_index_maker import VIRTUAL, Index
 
 NAMED = os.environ.get("QMD_BIN", "")
 QMD = NAMED or shutil.which("qmd") or ""
@@ -213,3 +221,48 @@ def test_odd_characters_that_qmd_writes_as_they_are(qmd: Run, written: Path, qmd
     done = qmd_remote("config", "write", "--url", f"{nobody}/other")
     assert (0, True) == (done.code, odd in written.read_text(encoding="utf-8")), done.stderr
     assert "old-name" in qmd("collection", "list")
+
+
+def layout(path: Path, table: str) -> dict[str, Any]:
+    """What a table is made of: its columns in any order, what is unique in it, and what it refers to."""
+    with closing(sqlite3.connect(path)) as database:
+        columns = database.execute(f"PRAGMA table_info({table})").fetchall()
+        unique = [row[1] for row in database.execute(f"PRAGMA index_list({table})") if row[2]]
+        keys = {tuple(row[2] for row in database.execute(f"PRAGMA index_info({name})")) for name in unique}
+        references = {row[2:] for row in database.execute(f"PRAGMA foreign_key_list({table})")}
+    return {"columns": {row[1]: row[2:] for row in columns}, "unique": keys, "references": references}
+
+
+@pytest.fixture
+def index(cli_home: Path, qmd: Run) -> Path:
+    """QMD's index of one note."""
+    (cli_home / "garden").mkdir()
+    (cli_home / "garden" / "fence.md").write_text("# Fence\nA wooden fence.\n", encoding="utf-8")
+    qmd("collection", "add", str(cli_home / "garden"))
+    return qmd_index.index_file()
+
+
+known = pytest.mark.skipif(not NAMED, reason="QMD_BIN names no QMD: one of another version may have another index")
+
+
+@known
+@pytest.mark.parametrize("table", sorted(qmd_index.TABLES))
+def test_the_index_that_tests_make_is_qmds(index: Path, tmp_path: Path, table: str):
+    """What `doctor --index` is tested with has the tables that QMD makes."""
+    with Index(tmp_path / "made" / "index.sqlite") as made:
+        assert layout(index, table) == layout(made.path, table)
+    assert layout(index, table)["columns"]
+
+
+@known
+def test_the_table_of_vectors_that_tests_make_is_qmds():
+    """QMD makes it by the same words. It takes a native module to do so: they are looked for where they stand."""
+    words = VIRTUAL.format("${dimensions}", "distance_metric=cosine")
+    package = next(one for one in Path(QMD).resolve().parents if (one / "package.json").is_file())
+    assert [] != [one for one in package.rglob("dist/**/*.js") if f"`{words}`" in one.read_text(encoding="utf-8")]
+
+
+def test_the_index_is_read_as_qmd_made_it(index: Path):
+    """Our reader finds the note, without a vector yet, at the place where QMD keeps its index."""
+    facts = qmd_index.read(index)
+    assert (1, 1, None, ()) == (facts.documents, facts.without_vectors, facts.dimension, facts.vectors)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import operator
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.families.replay import Json, Step, ranking, replay, similarity, vectors
+from qmd_remote.presets import MINI_EMBED
+from qmd_remote.server import hub
+from tests.families.conftest import running
+from tests.families.replay import KEY, Json, Step, alike, ranking, replay, similarity, vectors
 from tests.families.sayings import BATCH, asked, titled
 
 CORPUS = Path(__file__).parents[1] / "corpus"
@@ -57,16 +64,32 @@ def places(notes, documents: list[Json], queries: list[Json]) -> list[int]:
     return [order.index(right) for order, right in zip(orders, QUESTIONS.values(), strict=True)]
 
 
+def by_roles(url: str, notes) -> tuple[list[Json], list[Json]]:
+    """(documents, queries) by the API's way to tell them apart."""
+    documents = embedded(url, [f"{title}\n{text}" for title, text in notes.values()], input_type="document")
+    return documents, embedded(url, list(QUESTIONS), input_type="query")
+
+
+def by_prefixes(url: str, notes) -> tuple[list[Json], list[Json]]:
+    """The same with EmbeddingGemma's prefixes, as QMD's clients send them."""
+    documents = embedded(url, [titled(text, title) for title, text in notes.values()])
+    return documents, embedded(url, [asked(question) for question in QUESTIONS])
+
+
 @pytest.fixture(scope="module")
-def own(mini_box, notes):
-    """(documents, queries) with the model's own prompts, by the API's way to ask for them."""
-    documents = embedded(mini_box, [f"{title}\n{text}" for title, text in notes.values()], input_type="document")
-    return documents, embedded(mini_box, list(QUESTIONS), input_type="query")
+def prompted(tmp_path_factory):
+    """MiniLM with prompts in its files, as models have them that were trained with some."""
+    folder = tmp_path_factory.mktemp("prompted") / "model"
+    shutil.copytree(hub.find(MINI_EMBED).folder, folder, copy_function=os.symlink)
+    config = folder / "config_sentence_transformers.json"
+    config.unlink()
+    config.write_text(json.dumps({"prompts": {"query": "query: ", "document": "passage: "}}))
+    return {"embed_model": str(folder), "rerank_model": str(folder), "api_key": KEY}
 
 
-def test_the_right_note_is_first(mini_box, notes, own):
+def test_the_right_note_is_first(mini_box, notes):
     """The ten nearest of all notes, then ranked: for nine questions of ten the right one is first."""
-    documents, queries = own
+    documents, queries = by_roles(mini_box, notes)
     missed = {}
     for question, query in zip(QUESTIONS, queries, strict=True):
         near = nearest_names(list(notes), documents, query)[:TOP]
@@ -78,8 +101,16 @@ def test_the_right_note_is_first(mini_box, notes, own):
     assert len(missed) <= 1, missed
 
 
-def test_gemma_prefixes_rank_no_worse(mini_box, notes, own):
-    """Requests with EmbeddingGemma's prefixes find the right notes at no later places than the model's own prompts."""
-    documents = embedded(mini_box, [titled(text, title) for title, text in notes.values()])
-    queries = embedded(mini_box, [asked(question) for question in QUESTIONS])
-    assert sum(places(notes, documents, queries)) <= sum(places(notes, *own))
+def test_gemma_prefixes_become_the_models_own_prompts(prompted, notes):
+    """The right notes are at no later places than with the model's own prompts, since the vectors are those.
+
+    Without the replacement they are others. These need not be worse: MiniLM was trained with no prompts at all.
+    """
+    with running(**prompted) as url:
+        own, replaced = by_roles(url, notes), by_prefixes(url, notes)
+    with running(**prompted, prompts=False) as url:
+        raw = by_prefixes(url, notes)
+    for mine, theirs, untouched in zip(own, replaced, raw, strict=True):
+        assert all(map(alike, mine, theirs))
+        assert not any(map(alike, mine, untouched))
+    assert all(map(operator.le, places(notes, *replaced), places(notes, *own)))

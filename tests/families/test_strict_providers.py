@@ -10,7 +10,6 @@ import pytest
 from tests.families import sayings as say
 from tests.families.replay import (
     Step,
-    expands,
     first_is,
     objects,
     ranking,
@@ -46,11 +45,6 @@ def test_equal_documents(mini_box):
     """Rounding lifts no score above 1: the query itself among the documents."""
     body = {**RANKED, "documents": [say.QUERY] * 20 + [""]}
     replay(f"{mini_box}/v1", Step("/rerank", body, [ranking]))
-
-
-def test_an_expansion(box):
-    """A chat at the same endpoint."""
-    replay(f"{box}/v1", Step("/chat/completions", say.chat("gpt-5-mini", say.QUERY), [expands(say.QUERY)]))
 
 
 def test_without_the_setting_the_real_name_is_told(small_door, tiny_model):

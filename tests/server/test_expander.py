@@ -15,7 +15,7 @@ import pytest
 
 from qmd_remote.expansion import chat_body, parse
 from qmd_remote.expansion_repair import OUTCOME_HEADER as HEADER
-from qmd_remote.server import expander
+from qmd_remote.server import expander, gateway
 from qmd_remote.server.constraint import REGEX, best_way
 from qmd_remote.server.gateway import CHAT, COMPLETIONS
 from tests.server.expansion_engine import BODY, GOOD, MESSY, PROMPT, QUERY, SAFE, Engine, broken, refuse_all, text_of
@@ -60,6 +60,16 @@ def test_an_answer_of_no_use_becomes_the_query(door, service):
     for engine.text in ("", None, 3, "I am a language model.", "<think>Hmm"):
         assert (SAFE, "safe") == text_of(door.http.post(CHAT, json=BODY))
         assert (SAFE, "safe") == text_of(door.http.post(COMPLETIONS, json=PROMPT))
+
+
+def test_an_answer_without_end_becomes_the_query_at_once(door, service, monkeypatch):
+    """Nobody holds megabytes of it in memory, and it is not asked for again: it would hardly be shorter."""
+    monkeypatch.setattr(gateway, "MAX_SAID_BYTES", 2**16)
+    engine = Engine(service, f"{GOOD}\n{'on and on ' * 10_000}")
+    assert (SAFE, "safe") == text_of(door.http.post(CHAT, json=BODY))
+    assert 1 == len(engine.asked)
+    engine.text = f"{GOOD}\n{'on and on ' * 1000}"
+    assert (GOOD, "repaired") == text_of(door.http.post(CHAT, json=BODY))
 
 
 def test_all_that_became_of_expansions_is_counted(serve, service):
@@ -195,6 +205,18 @@ def test_a_name_that_the_engine_does_not_know_becomes_its_own(door, service):
     for name in ("hf:tobil/qmd-query-expansion-1.7B-gguf/x.gguf", "", None, 3):
         assert (GOOD, "clean") == text_of(door.http.post(CHAT, json={**BODY, "model": name}))
         assert "own/llm" == engine.asked[-1]["model"]
+
+
+@pytest.mark.parametrize("lost", [lambda service: service.until_hung_up, lambda _: refuse_all(503)])
+def test_the_engines_name_is_remembered(door, service, monkeypatch, lost):
+    """Where its list of models does not come, the last one holds: a wrong name would be refused."""
+    monkeypatch.setattr(gateway, "MODELS_KEPT_S", 0)
+    monkeypatch.setattr(gateway, "MODELS_S", 0.3)
+    engine = Engine(service)
+    assert (GOOD, "clean") == text_of(door.http.post(CHAT, json={**BODY, "model": "wrong"}))
+    service.answer = lambda handler, raw: (lost(service) if "models" in handler.path else engine.answer)(handler, raw)
+    assert (GOOD, "clean") == text_of(door.http.post(CHAT, json={**BODY, "model": "wrong"}))
+    assert ["own/llm"] * 2 == [body["model"] for body in engine.asked]
 
 
 @pytest.mark.parametrize(

@@ -100,11 +100,26 @@ def test_compression_is_the_clients_choice(door, service):
 
 def test_the_services_own_errors_pass(door, service):
     """What the service says is wrong reaches the client as it is."""
-    for status in (400, 401, 404, 422, 500, 503):
+    for status in (400, 402, 404, 422, 429, 500, 503):
         said = json.dumps({"error": {"message": "no", "type": "t", "param": None, "code": status}}).encode()
         service.answer = lambda handler, _, status=status, said=said: say(handler, status, said)
         answer = door.http.post(COMPLETIONS, json=ASKED)
         assert (status, said) == (answer.status_code, answer.content)
+
+
+@pytest.mark.parametrize("status", [401, 403, 407])
+def test_a_service_that_refuses_this_server_does_not_blame_the_client(serve, service, status):
+    """A wrong key between the two is a 502 that says where to look: a 401 would mean the client's own key."""
+    refusal = {"www_authenticate": "Bearer", "proxy_authenticate": "Basic"}
+    service.answer = lambda handler, _: say(handler, status, b'{"error": "who are you?"}', **refusal)
+    server = behind(serve, service.url, api_key=KEY)
+    for body in (ASKED, {**ASKED, "stream": True}):
+        answer = server.http.post(CHAT, json=body, headers={"Authorization": f"Bearer {KEY}"})
+        message = error_of(answer, 502, "generation_refused")
+        assert str(status) in message
+        assert "QMD_REMOTE_GENERATION_URL" in message
+        assert "qmd-remote up" in message
+        assert {"www-authenticate", "proxy-authenticate"}.isdisjoint(answer.headers)
 
 
 def test_a_stream_arrives_as_it_is_made(door, service):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import socket
 import struct
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
-from qmd_remote.server import gateway
+from qmd_remote.server import gateway, generation_routes
 from qmd_remote.server.gateway import CHAT, COMPLETIONS
 from tests.server.generation_service import (
     ASKED,
@@ -63,7 +64,7 @@ def test_an_answer_that_breaks_is_an_error(door, service):
 
 def test_an_answer_without_end_is_given_up(door, service, monkeypatch):
     """What is not streamed is held in memory, and has a limit there."""
-    monkeypatch.setattr(gateway, "MAX_ANSWER_BYTES", 1 << 20)
+    monkeypatch.setattr(generation_routes, "MAX_ANSWER_BYTES", 1 << 20)
     service.answer = lambda handler, _: say(handler, 200, b"x" * ((1 << 20) + 1))
     assert "1 MiB" in error_of(door.http.post(CHAT, json=ASKED), 502, "generation_failed")
 
@@ -156,6 +157,28 @@ def test_waiting_for_room_is_served_in_the_end(serve, service, monkeypatch):
         assert service.came.wait(PATIENCE_S)
         service.go_on.set()
         assert [200, 200] == [one.result(PATIENCE_S).status_code for one in both]
+
+
+def test_not_all_may_wait_for_room(serve, service, monkeypatch):
+    """Each that waits holds its body: one too many is sent away at once, however long the others may wait."""
+    monkeypatch.setattr(gateway, "UNDER_WAY", 1)
+    monkeypatch.setattr(gateway, "WAITING", 1)
+
+    def wait(handler, body):
+        service.go_on.wait(PATIENCE_S)
+        good(handler, body)
+
+    service.answer = wait
+    server = behind(serve, service.url, queue_wait_s=PATIENCE_S)
+    with ThreadPoolExecutor(3) as pool:
+        asked = {pool.submit(server.http.post, CHAT, json=ASKED)}
+        assert service.came.wait(PATIENCE_S)
+        asked |= {pool.submit(server.http.post, CHAT, json=ASKED) for _ in range(2)}
+        done, others = futures.wait(asked, PATIENCE_S / 2, futures.FIRST_COMPLETED)
+        assert 1 == len(done)
+        error_of(done.pop().result(), 503, "generation_busy")
+        service.go_on.set()
+        assert [200, 200] == [one.result(PATIENCE_S).status_code for one in others]
 
 
 def test_a_redirect_is_not_followed(door, service):

@@ -54,6 +54,15 @@ def test_documents_come_back_when_asked_for(server):
     assert not any("document" in result for result in results)
 
 
+def test_a_file_comes_back_with_its_document(server):
+    """Each result has the file of its own document, as it came, and none that had no name for one."""
+    documents = ["0.1", {"text": "0.9", "file": "b/é.md"}, {"text": "0.5", "file": 7}, {"text": "0.7", "file": ""}]
+    answer = server.http.post("/v1/rerank", json={"query": "q", "documents": documents, "top_n": 4})
+    results = answer.json()["results"]
+    assert [(1, "b/é.md"), (3, ""), (2, None), (0, None)] == [(one["index"], one.get("file")) for one in results]
+    assert ["file" in one for one in results] == [True, True, False, False]
+
+
 def test_real_scores_rank_by_meaning(mini):
     """Every document once, scores in [0, 1], the one about the query first, the real model named."""
     answer = mini.post("/v1/rerank", json={"model": "any", "query": QUERY, "documents": DOCUMENTS})

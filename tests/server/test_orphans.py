@@ -12,8 +12,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from qmd_remote.server import orphans
+import pytest
+
+from qmd_remote.server import gateway, orphans
 from qmd_remote.server.orphans import GONE, KEEP, MESSAGE, Orphans
+from qmd_remote.settings import Settings
 from qmd_remote.supervision import listen
 
 LIMIT_S = 20
@@ -216,6 +219,24 @@ def test_when_no_worker_answers_in_time_the_caller_is_told(monkeypatch):
         with stage.keep() as caller:
             stage.orphans.adopt()
             assert (b"HTTP/1.1 503 Service Unavailable", "restarting") == problem(await everything(caller))
+
+    play(scene)
+
+
+@pytest.mark.parametrize("path", [gateway.CHAT, gateway.COMPLETIONS])
+def test_generation_may_take_longer(monkeypatch, path):
+    """A worker that waits for a slow engine is not given up: it has a limit of its own, which is shorter."""
+    monkeypatch.setattr(orphans, "PATIENCE_S", 0.05)
+    assert orphans.GENERATION_PATIENCE_S > gateway.SILENCE_S + Settings().queue_wait_s
+
+    async def scene(stage: Scene) -> None:
+        with stage.keep(b"POST %b HTTP/1.1\r\ncontent-length: 4\r\n\r\nwork" % path.encode()) as caller:
+            stage.orphans.adopt()
+            connection, _ = await stage.accept()
+            await asyncio.sleep(0.5)
+            connection.sendall(ANSWER)
+            connection.close()
+            assert ANSWER == await everything(caller)
 
     play(scene)
 

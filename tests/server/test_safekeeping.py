@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -23,6 +24,7 @@ from qmd_remote.server.orphans import BEGINNING, GONE, KEEP, MESSAGE
 from qmd_remote.server.safekeeping import Safe, Safekeeping
 from qmd_remote.settings import Settings
 from tests.server.conftest import FakeEngine
+from tests.server.generation_service import ASKED, good
 from tests.server.tiny_models import until
 
 LIMIT_S = 30
@@ -34,12 +36,13 @@ PROGRAM = Path(sys.executable).with_name("qmd-remote")
 class Stage:
     """A server in a thread, with a stand-in engine and a parent that is the test itself."""
 
-    def __init__(self, key: str = "") -> None:
+    def __init__(self, key: str = "", generation: str = "") -> None:
         self.engine = FakeEngine()
         self.parent, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.parent.settimeout(LIMIT_S)
         self.safe = Safe(end, TOKEN)
-        app = create_app(Settings(ready_wait_s=LIMIT_S, api_key=key, generation_engine="off"), engine=self.engine)
+        behind = {"generation_engine": "external" if generation else "off", "generation_url": generation}
+        app = create_app(Settings(ready_wait_s=LIMIT_S, api_key=key, **behind), engine=self.engine)
         app.user_middleware.append(Middleware(Safekeeping, safe=self.safe))
         config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
         config.load()
@@ -99,11 +102,11 @@ class Stage:
 
 @pytest.fixture
 def stage() -> Iterator[Callable[..., Stage]]:
-    """Start servers: `stage(key="")`."""
+    """Start servers: `stage(key="", generation="")`."""
     started: list[Stage] = []
 
-    def start(key: str = "") -> Stage:
-        started.append(Stage(key))
+    def start(**options: str) -> Stage:
+        started.append(Stage(**options))
         return started[-1]
 
     yield start
@@ -236,8 +239,47 @@ def test_strangers_and_other_endpoints_are_not_kept(stage):
     assert 401 == one.post(headers={"authorization": "Bearer wrong"}).result().status_code
     assert 405 == one.http.get("/v1/embeddings").status_code
     assert 200 == one.http.get("/v1/models").status_code
-    assert 503 == one.post("/v1/chat/completions", json={"messages": []}).result().status_code
+    assert 404 == one.post("/v1/responses").result().status_code
     assert one.nothing_told()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_generation_lies_with_the_parent_until_its_answer_begins(stage, kept, service, stream):
+    """As it came, with the headers that are the service's; of a stream of which a byte is out nothing is kept."""
+
+    def slowly(handler: Any, body: bytes) -> None:
+        service.go_on.wait(LIMIT_S)
+        good(handler, body)
+
+    service.answer = slowly
+    one = stage(key="k", generation=service.url)
+    body = json.dumps({**ASKED, "stream": stream}).encode()
+    headers = {"x-request-id": "r1", "accept-encoding": "gzip", "accept": "text/odd", "cookie": "c"}
+    answer = one.post("/chat/completions", content=body, headers=headers)
+    place = kept(one)
+    request = place.whole()
+    head, _, rest = request.partition(b"\r\n\r\n")
+    assert (b"POST /v1/chat/completions HTTP/1.1", body) == (head.partition(b"\r\n")[0], rest)
+    for line in (b"x-request-id: r1", b"accept-encoding: gzip", b"accept: text/odd", b"authorization: Bearer k"):
+        assert line in head.split(b"\r\n")
+    assert b"cookie" not in head
+    service.go_on.set()
+    content = answer.result().content
+    assert b"green" in content
+    assert b"" == place.request()
+    assert one.raw(request).startswith(b"HTTP/1.1 200 ")
+    assert one.nothing_told()
+
+
+def test_a_caller_of_http_1_0_is_answered_in_its_own_way(stage, kept):
+    """Sent again, its request gets no form of answer that it does not know."""
+    one = stage()
+    one.engine.gate.clear()
+    with socket.create_connection(one.address, LIMIT_S) as caller:
+        caller.sendall(SHORT.replace(b"HTTP/1.1", b"HTTP/1.0"))
+        assert kept(one).whole().startswith(b"POST /v1/embeddings HTTP/1.0\r\n")
+        one.engine.gate.set()
+        assert caller.recv(9).startswith(b"HTTP/1.")
 
 
 def test_a_refused_request_and_a_bug_end_the_keeping(stage, kept):

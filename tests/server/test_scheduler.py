@@ -78,8 +78,24 @@ def test_one_bad_item_fails_alone(scheduler):
     model.gate.set()
     assert [numbers(future.result(LIMIT_S)) for future in good] == [[1, 2], [3, 4]]
     error = bad.exception(LIMIT_S)
-    assert isinstance(error, ApiError)
-    assert (error.status, error.code) == (500, "model_failed")
+    assert isinstance(error, Unavailable)
+    assert (503, "model_failed") == (error.status, error.code)
+
+
+def test_an_item_alone_is_tried_once_more(scheduler):
+    """A failure that passes costs nothing, after the cached memory was given back; one that stays ends after two."""
+    faults = [ValueError("a hiccup")]
+
+    def fault(_: list[int]) -> None:
+        if faults:
+            raise faults.pop()
+
+    model = ScriptedModel(fault)
+    assert [7] == numbers(scheduler.submit(model, items(7), Lane.INDEX).result(LIMIT_S))
+    assert [("run", [7]), ("free", []), ("run", [7]), ("finish", [7])] == model.log
+    faults += [ValueError("a fault")] * 9
+    assert isinstance(scheduler.submit(model, items(8), Lane.INDEX).exception(LIMIT_S), Unavailable)
+    assert [[7], [7], [8], [8]] == model.batches
 
 
 @pytest.mark.parametrize(
@@ -128,7 +144,7 @@ def test_a_result_that_is_not_finite_is_an_error(scheduler):
     assert numbers(good.result(LIMIT_S)) == [1]
     error = bad.exception(LIMIT_S)
     assert isinstance(error, ApiError)
-    assert error.code == "not_finite"
+    assert (500, "not_finite") == (error.status, error.code)
 
 
 def test_half_precision_that_overflows_is_widened(scheduler):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import numpy as np
 import psutil
 import pytest
 
+from qmd_remote.expansion import chat_body
 from qmd_remote.presets import MINI_EMBED
+from tests.server.generation_service import ASKED, Service, begin_stream, delta, good
 from tests.server.tiny_models import until
 
 LIMIT_S = 30
@@ -116,7 +118,16 @@ def test_a_stop_that_ends_a_worker_over_its_requests_tells_their_callers(parent)
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
+def engine() -> Iterator[Service]:
+    """The generation service behind it."""
+    with closing(Service()) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def program(
+    tmp_path_factory: pytest.TempPathFactory, engine: Service
+) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
     """`qmd-remote serve`, ready; its address and its log."""
     folder = tmp_path_factory.mktemp("kept")
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -125,7 +136,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subproce
         "QMD_REMOTE_HOME": str(folder),
         "QMD_REMOTE_PORT": str(port),
         "QMD_REMOTE_API_KEY": "k",
-        "QMD_REMOTE_GENERATION": "off",
+        "QMD_REMOTE_GENERATION": "external",
+        "QMD_REMOTE_GENERATION_URL": engine.url,
         "QMD_REMOTE_BACKEND": "torch",
         "QMD_REMOTE_DTYPE": "float32",
         "EMBED_MODEL": MINI_EMBED,
@@ -148,7 +160,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subproce
 def worker_of(process: subprocess.Popen[bytes]) -> int:
     """The worker's pid."""
     children = psutil.Process(process.pid).children()
-    return next(one.pid for one in children if "qmd_remote.server.worker" in one.cmdline())
+    return next((one.pid for one in children if "qmd_remote.server.worker" in one.cmdline()), 0)
 
 
 def test_requests_in_flight_survive_kill_9(program):
@@ -186,6 +198,49 @@ def test_requests_in_flight_survive_kill_9(program):
     ranked = [{item["index"]: item["score"] for item in one.json()["results"]} for one in (calm[1], disturbed[1])]
     assert list(range(24)) == sorted(ranked[1])
     assert np.allclose([ranked[0][n] for n in range(24)], [ranked[1][n] for n in range(24)], atol=1e-6)
+    until(lambda: kept_by(process.pid) == 0)
+
+
+def test_generation_in_flight_survives_kill_9(program, engine):
+    """Whoever waits for an answer to begin gets it, on the same connection; one that has begun is cut, not begun anew.
+
+    A chat, one that is to be streamed, and an expansion wait; of another stream something is out.
+    """
+    process, url, _ = program
+    waiting = [ASKED, {**ASKED, "stream": True}, chat_body("own/llm", "renew my passport")]
+    begun = {**ASKED, "stream": True, "user": "begun"}
+    came: list[bytes] = []
+
+    def answer(handler: Any, raw: bytes) -> None:
+        if handler.command == "GET":
+            return good(handler, raw)
+        came.append(raw)
+        if b"begun" in raw:
+            begin_stream(handler, delta("green"))
+        return engine.until_hung_up(handler) if len(came) <= 1 + len(waiting) else good(handler, raw)
+
+    engine.answer = answer
+    options = {"headers": {"authorization": "Bearer k"}, "timeout": 120, "trust_env": False}
+    before = worker_of(process)
+    with (
+        ThreadPoolExecutor(len(waiting)) as callers,
+        httpx.Client(base_url=url, **options) as client,
+        client.stream("POST", "/v1/chat/completions", json=begun) as stream,
+    ):
+        events = stream.iter_raw()
+        assert delta("green") == next(events)
+        asked = [callers.submit(httpx.post, f"{url}/v1/v1/chat/completions", json=body, **options) for body in waiting]
+        until(lambda: len(came) == 1 + len(waiting), LIMIT_S)
+        os.kill(before, signal.SIGKILL)
+        with pytest.raises(httpx.TransportError):
+            next(events)
+        answers = [one.result() for one in asked]
+    assert [(200, "close")] * 3 == [(one.status_code, one.headers["connection"]) for one in answers]
+    assert "green tea" == answers[0].json()["choices"][0]["message"]["content"]
+    assert answers[1].text.endswith("data: [DONE]\n\n")
+    assert "lex: renew my passport" in answers[2].text
+    assert sorted(came[1:4]) == sorted(came[4:])
+    assert before != worker_of(process)
     until(lambda: kept_by(process.pid) == 0)
 
 
