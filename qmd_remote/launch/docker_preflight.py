@@ -23,8 +23,8 @@ CDI_GPU = "nvidia.com/gpu"  # the kind of device in a specification
 
 
 def look_at_name(container: Container, found: Found | None) -> None:
-    """Refuse a name that somebody else's container has. Raises PrerequisiteError (name.taken)."""
-    if found is not None and found.owner != container.owner:
+    """Refuse a name that another container has, our other service's too. Raises PrerequisiteError (name.taken)."""
+    if found is not None and (found.owner, found.service) != (container.owner, container.service):
         raise foreign(container, found)
 
 
@@ -33,7 +33,7 @@ def foreign(container: Container, found: Found) -> PrerequisiteError:
     embed = container.service == services.EMBED
     other = "qmd-remote settings set embed_container=NAME" if embed else "--generation-container NAME"
     return PrerequisiteError(
-        f"there is a container named {found.name} that is not ours ({found.image}, {found.state})",
+        f"there is another container named {found.name} ({found.image}, {found.state})",
         hint=f"look at it: docker inspect {found.name}; or take another name: {other}",
         code="name.taken",
     )

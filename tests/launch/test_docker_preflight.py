@@ -76,7 +76,7 @@ def test_a_foreign_container_of_our_name_is_left_alone_and_named():
     assert "name.taken" == told.value.code
     assert "docker inspect qmd-vllm" in told.value.hint
     assert "--generation-container" in told.value.hint
-    docker_preflight.look_at_name(WANTED, Found("1", "qmd-vllm", "vllm", "exited", owner="us"))
+    docker_preflight.look_at_name(WANTED, Found("1", "qmd-vllm", "vllm", "exited", owner="us", service="generation"))
     docker_preflight.look_at_name(WANTED, None)
 
 
@@ -95,9 +95,11 @@ def test_the_way_to_another_name_can_be_typed():
 
 
 def test_the_container_of_another_installation_is_foreign():
-    """An owner that is not ours is as foreign as none."""
+    """An owner that is not ours is as foreign as none; so is our own container of the other service."""
     with pytest.raises(PrerequisiteError):
         docker_preflight.look_at_name(WANTED, Found("1", "qmd-vllm", "vllm", "running", owner="them"))
+    with pytest.raises(PrerequisiteError):
+        docker_preflight.look_at_name(WANTED, Found("1", "qmd-vllm", "e", "running", owner="us", service="embed"))
 
 
 def test_a_port_is_refused_with_the_process_that_has_it(listener):
