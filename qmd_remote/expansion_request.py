@@ -16,7 +16,7 @@ Shape = Literal["chat", "text"]
 LABELS = ("lex:", "vec:", "hyde:")
 MAX_PROMPT = 8000  # characters; the clients' own are below 2,000
 MAX_QUERY = 4000  # of a request without NO_THINK; nobody types more into a search
-NEAR = 300  # characters around the labels within which instructions say what to do with them
+NEAR = 1000  # characters around the labels within which instructions say what to do with them
 MAX_CUE = 40  # characters of a line such as "Output:", with which a prompt asks for its answer
 
 # what makes an answer take another form than lines of text; a request with one of them asks for that form
@@ -36,13 +36,20 @@ _VERB = (
     r"(?:output|answer|respond|reply|generate|write|rewrite|rephrase|return|produce|create|give|provide|expand|emit|"
     r"print|list|format|make|suggest|convert|transform|turn|split|use|begin|start|prefix|label)\b"
 )
-# an order to the reader: such a verb where a clause begins, or behind a word that makes it one; not "its output"
-_CLAUSE = (
-    r"(?:^|[.:;,!?()\[\]>*#•–—-]|\n|\b(?:you|must|should|shall|will|to|please|and|then|only|just|always|now)\b)"
-    r"[\s\d\"'*_]*"
+# Instructions ask for the lines, where a description of a program only tells of them: "emits", "its output". Single
+# words, since clients phrase it in many ways and nothing here may take long: requests are looked at one by one.
+_MODAL = r"must|should|shall|please|exactly|only|strictly|each|every|never|beginn\w*|begin|begins|start|starts|format"
+_MORE_VERBS = (
+    r"follow|following|include|contain|consist|combine|allowed|task|"
+    r"gib|geben?|schreib\w*|erzeug\w*|erstell\w*|antwort\w*|formulier\w*"
 )
-_ORDER = re.compile(rf"(?i){_CLAUSE}{_VERB}|\b(?:each|every|all)\s+(?:\w+\s+)?lines?\s+(?:must|should)\b")
-_ORDER_BEHIND = re.compile(rf"(?i){_CLAUSE}{_VERB}[^.\n]*\b(?:lines?|lex|vec|hyde|labels?|each|expansions?|rewrites)\b")
+_ASKS = re.compile(rf"(?i)\b(?:{_MODAL}|{_MORE_VERBS})\b|(?<!'s )(?<!its )(?<!the )\b{_VERB}")
+_ASKS_BEHIND = re.compile(rf"(?i)\b(?:{_MODAL})\b")
+_LABEL_LINE = re.compile(r"(?m)^[ \t\-*•>`\"'\d.)]{0,8}(lex|vec|hyde):")  # a form to be filled in
+_ABOUT_A_QUERY = re.compile(r"(?i)quer(?:y|ies)\b|search|such|anfrage")
+_ABOUT_OTHERS = re.compile(
+    r"(?i)expan|rewrit|rephras|optimi[sz]|reformul|paraphras|variation|alternativ|synonym|generat|erweiter|umformul"
+)
 _CUE = re.compile(r"(?:<[|/]?\w[^<>]*>|\[/?INST\]|\b(?:assistant|model)\b|[-=#*_`\s])+")
 _SAYS_HOW = re.compile(rf"(?i)\s*(?:(?:only|just|now|please)\s+)?{_VERB}.*\b(?:lines?|lex|expansions?|rewrites)\b")
 # Qwen3's later ones, which do not think at all, read it as text
@@ -114,14 +121,17 @@ def _in_turns(system: str, user: str) -> str:
     if wanted:
         return wanted[1].strip()
     if unthinking:
-        return text
-    # a person may ask a model about QMD with its documentation as instructions; those speak of a query to be expanded
-    if not re.search(r"(?i)\bquer(?:y|ies)\b", system) or not re.search(r"(?i)\b(?:expan|rewrit|rephras)", system):
+        return _unlabelled(text)
+    # a person may ask a model about QMD with its documentation as instructions: that tells of expansions, asks for none
+    if not (_ABOUT_A_QUERY.search(system) and _ABOUT_OTHERS.search(system) and _orders(system)):
         return ""
-    if not _orders(system):  # it tells of expansions, and asks for none
-        return ""
+    return _unlabelled(text) if len(text) <= MAX_QUERY else ""
+
+
+def _unlabelled(text: str) -> str:
+    """The query in a user's part, which may be named so."""
     label = _QUERY_LINE.match(text)
-    return (label[1] if label else text).strip() if len(text) <= MAX_QUERY else ""
+    return (label[1] if label else text).strip()
 
 
 def _in_prompt(prompt: str) -> str:
@@ -153,7 +163,9 @@ def _orders(text: str) -> bool:
     if not labels:
         return False
     first, last = labels[0].start(), labels[-1].end()
-    return bool(_ORDER.search(text, max(0, first - NEAR), first) or _ORDER_BEHIND.search(text, first, last + NEAR))
+    if len({found[1] for found in _LABEL_LINE.finditer(text)}) > 1:
+        return True
+    return bool(_ASKS.search(text, max(0, first - NEAR), first) or _ASKS_BEHIND.search(text, first, last + NEAR))
 
 
 def _is_last(lines: list[str], number: int) -> bool:

@@ -23,13 +23,14 @@ def wait_for_generation(settings: Settings, report: Callable[[str, float | None]
     if os.environ.get(services.AFTER_GENERATION) != "1":
         return
     until = time.monotonic() + settings.start_limit_s
-    while services.find(services.GENERATION) and not _is_ready(settings.generation_at) and time.monotonic() < until:
-        report("waiting for generation to take its memory first", None)
-        time.sleep(POLL_S)
+    with httpx.Client(base_url=settings.generation_at, timeout=ASK_S, trust_env=False) as client:
+        while services.find(services.GENERATION) and not _is_ready(client) and time.monotonic() < until:
+            report("waiting for generation to take its memory first", None)
+            time.sleep(POLL_S)
 
 
-def _is_ready(url: str) -> bool:
+def _is_ready(client: httpx.Client) -> bool:
     try:
-        return httpx.get(f"{url}/health", timeout=ASK_S, trust_env=False).status_code == httpx.codes.OK
+        return client.get("/health").status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False

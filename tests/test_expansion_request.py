@@ -39,11 +39,40 @@ def chat(*texts, **more):
         chat("Your task is to rephrase a query as lex:, vec: and hyde: lines.", f"query: {QUERY}"),
         chat("Query expansion has\n- lex: keywords\n- vec: questions\n- hyde: text\nGive one to three of each.", QUERY),
         chat(f"{ASKS}\nQuery: {QUERY}\n\nReturn only the lines, nothing else."),
+        chat(ASKS, f"/no_think Query: {QUERY}"),
     ],
 )
 def test_the_clients_chats_are_recognised(request_):
     """Whichever family sends it, the query is read from it."""
     assert QUERY == query_of("chat", request_)
+
+
+FORM = "lex: two or three keywords\nvec: the question in other words\nhyde: a passage that answers it"
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        f"You are a search query optimizer. Generate variations of the query.\n\nOutput format:\n{FORM}",
+        f"You expand search queries. Follow this format exactly:\n{FORM}\nNo other text.",
+        f"Rewrite the user's query for a hybrid search engine. The output should contain the following lines:\n{FORM}",
+        "Given a search query, generate alternatives. Include 2 lex: lines, 2 vec: lines and 1 hyde: line.",
+        "Query expansion. Your answer has exactly three parts: lex: (keywords), vec: (a question), hyde: (a passage).",
+        "You are a query expansion model. Three types of lines are allowed: lex:, vec:, hyde:.",
+        "Task: reformulate queries for retrieval. Each line starts with lex:, vec: or hyde:. Nothing else.",
+        "For every search query produce paraphrases. " + "Keep names as they are. " * 25 + "Use lex:, vec: and hyde:.",
+        "Du erweiterst Suchanfragen. Jede Zeile beginnt mit lex:, vec: oder hyde:. Kein anderer Text.",
+        "Formuliere die Anfrage um. Geben Sie Zeilen mit lex:, vec: und hyde: aus, sonst nichts; erzeuge Synonyme.",
+        f"Query expansion for semantic search.\n\n1. {FORM.replace(chr(10), chr(10) + '1. ')}\n\nKeep it short.",
+        f"You help a search engine to understand queries by expanding them.\n```\n{FORM}\n```",
+        "Expand queries. Example: tea gives 'lex: green tea' 'vec: kinds of tea' 'hyde: Tea is hot.' Never bullets.",
+        "Act as a query rewriter. Write lex: lines (1-3), vec: lines (1-3), and at most one hyde: line.",
+    ],
+)
+def test_instructions_are_worded_in_many_ways(system):
+    """A chat without the words for Qwen3, and one text with both, are recognised by what the instructions ask for."""
+    assert QUERY == query_of("chat", chat(system, QUERY))
+    assert QUERY == query_of("chat", chat(f"{system}\n\nQuery: {QUERY}"))
 
 
 @pytest.mark.parametrize(
@@ -138,6 +167,14 @@ def test_a_model_that_does_not_know_no_think_does_not_get_it(model):
     last = rewritten("chat", chat(ASKS, f"{QUERY} /no_think"), model, thinking_off=False)["messages"][-1]
     assert QUERY == last["content"]
     assert "a: b" == rewritten("text", {"prompt": "/no_think a: b"}, model, thinking_off=True)["prompt"]
+
+
+@pytest.mark.parametrize("filling", ["*", "\n", " ", "- ", "1. ", "use ", "lex: "])
+def test_instructions_are_read_in_time(filling):
+    """Whatever a request is filled with, the time is in proportion to it: a hundred would take an hour otherwise."""
+    prompt = f"the query expander knows lex: {filling * (7900 // len(filling))} vec: hyde:\nQuery: tea"[:8000]
+    assert {query_of("text", {"prompt": prompt}) for _ in range(100)} <= {"", "tea"}
+    assert {query_of("chat", chat(prompt, "tea")) for _ in range(100)} <= {"", "tea"}
 
 
 def test_many_spaces_are_read_in_time():

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import httpx
 
-from qmd_remote.errors import QmdRemoteError, ServiceFailed
+from qmd_remote.errors import QmdRemoteError, ServiceFailed, WaitEnded
 from qmd_remote.launch import container_end, docker_preflight, hang, phases, wait
 from qmd_remote.launch.container import Container
 from qmd_remote.launch.container_log import ContainerLog
@@ -67,7 +67,8 @@ class ContainerKeeper:
         self.wish = wish or StopWish()
         self.policy = RestartPolicy()
         self._log = ContainerLog(engine, book)
-        self._growth = Growth(service.fills, book.say)
+        self._growth = Growth(service.fills)
+        self._ready_at: float | None = None
         self._made: Found | None = None  # what is to be taken away at the end: never ready, or told to stop
 
     async def run(self) -> int:
@@ -123,7 +124,8 @@ class ContainerKeeper:
 
     async def _must_move(self, pace: Pace) -> None:
         """Raise WaitEnded when the log has stood still for too long. A download that says nothing is told in it."""
-        await asyncio.to_thread(self._growth.look)
+        if news := await asyncio.to_thread(self._growth.news):
+            self.book.say(news)
         log_now = await asyncio.to_thread(wait.read_tail, self.book.path)
         pace.moves_on(phases.latest(log_now) or Phase("starting"))
 
@@ -193,7 +195,7 @@ class ContainerKeeper:
     async def _watch(self, watch: Watch) -> bool:
         """Look after a container that was ready: True when we are told to stop, False when somebody took it away."""
         clock = asyncio.get_running_loop().time
-        ready_at, answering, kept = clock(), True, False
+        answering, kept = True, False
         probe = asyncio.ensure_future(self._next_standstill())
         try:
             while not self.wish.asked.is_set():
@@ -227,13 +229,11 @@ class ContainerKeeper:
                     kept = False
                     log.warning("container %s ended, and its engine restarted it", self.container.name)
                     await self._log.follow(watch.found)
-                    ready_at = clock()
                     probe.cancel()
                     probe = asyncio.ensure_future(self._next_standstill())
                 elif probe.done():
                     if now is not None and now.running:  # and not paused by a person, say
-                        watch.restarted_by_us(await self._restart(watch.found, probe.result(), clock() - ready_at))
-                        ready_at = clock()
+                        watch.restarted_by_us(await self._restart(watch.found, probe.result()))
                     probe = asyncio.ensure_future(self._next_standstill())
             return True
         finally:
@@ -259,21 +259,33 @@ class ContainerKeeper:
         completions: it supervises its worker itself.
         """
         one = self.service
+        self._ready_at = None
         while True:
-            try:
-                pace = self._pace()
-                while not await self._serves():
+            pace = self._pace()
+            while not await self._lives():
+                try:
                     await self._must_move(pace)
-                    await asyncio.sleep(POLL_S)
-            except QmdRemoteError as error:
-                return error.message
+                except WaitEnded as error:
+                    return error.message
+                await asyncio.sleep(POLL_S)
+            self._ready_at = self._ready_at or asyncio.get_running_loop().time()
             await asyncio.sleep(one.hang_limit_s)
             if one.model and await hang.is_hung(one.url, one.model, one.hang_limit_s, one.key):
                 return f"{one.title} says that it is well, and completed nothing for {one.hang_limit_s:.0f} s"
 
-    async def _restart(self, found: Found, why: str, ready_for_s: float) -> Found:
+    async def _lives(self) -> bool:
+        """Whether the health check answers with 200. Who it is, and by which certificate, was looked at before."""
+        try:
+            # nothing is sent; a certificate that expired, or is being renewed, is no standstill
+            async with httpx.AsyncClient(trust_env=False, timeout=5, verify=False) as client:  # noqa: S501
+                return (await client.get(f"{self.service.url}/health")).status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
+    async def _restart(self, found: Found, why: str) -> Found:
         """Restart a service that stands still, after a pause that grows when it happens again and again."""
-        delay = self.policy.next_delay(ready_for_s)
+        now = asyncio.get_running_loop().time()
+        delay = self.policy.next_delay(0.0 if self._ready_at is None else now - self._ready_at)
         log.warning("%s; restarting it %s", why, f"in {delay:.0f} s" if delay else "at once")
         self.book.keep_crash(f"container {found.name} hung", self._log.recent)
         await self._pause(delay)

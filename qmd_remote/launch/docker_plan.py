@@ -140,10 +140,16 @@ def process_program(settings: Settings, hardware: Hardware) -> str:
 def process_split(
     settings: Settings, hardware: Hardware, held: Mapping[str, Settings], env: Mapping[str, str]
 ) -> MemoryPlan | None:
-    """The same split for a vLLM that is a process: it sees all GPUs and takes the first. None where there is none."""
-    if not hardware.nvidia:
+    """The same split for a vLLM that is a process: of the GPUs that are visible it takes the first.
+
+    None where there is no GPU, or which ones are visible is not told by numbers.
+    """
+    visible = env.get("CUDA_VISIBLE_DEVICES", "all")
+    if not hardware.nvidia or not re.fullmatch(r"all|\d+(,\d+)*", visible):
         return None
-    return split_of(replace(settings, gpus="all"), hardware, place_of(settings, env), held)
+    # the embed server sees the same ones, and counts them as one in a container does those that it is given
+    seen = replace(settings, gpus=visible, embed_engine="docker")
+    return split_of(seen, hardware, place_of(settings, env), held)
 
 
 def split_of(

@@ -50,23 +50,20 @@ async def ensure(model: str, book: Logbook, wish: StopWish) -> bool:
 
 
 class Growth:
-    """Tells in the log how folders grow while a container downloads into them: its own words may tell nothing."""
+    """Sees how folders grow while a container downloads into them: its own words may tell nothing."""
 
-    def __init__(
-        self, folders: Sequence[Path], say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._folders, self._say, self._clock = folders, say, clock
+    def __init__(self, folders: Sequence[Path], clock: Callable[[], float] = time.monotonic) -> None:
+        self._folders, self._clock = folders, clock
         self._next = 0.0
         self._size = self._bytes()
 
-    def look(self) -> None:
-        """Say a line if more has come; every LOOK_S at most, since it walks through the folders."""
+    def news(self) -> str:
+        """A line for the log if more has come, else empty; it walks through the folders every LOOK_S at most."""
         if self._clock() < self._next:
-            return
-        self._next, size = self._clock() + LOOK_S, self._bytes()
-        if size > self._size:
-            self._say(f"phase: downloading the model: {size / 1e9:.2f} GB")
-        self._size = size
+            return ""
+        before, self._size = self._size, self._bytes()
+        self._next = self._clock() + LOOK_S
+        return f"phase: downloading the model: {self._size / 1e9:.2f} GB" if self._size > before else ""
 
     def _bytes(self) -> int:
         found = 0

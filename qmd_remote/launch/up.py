@@ -251,7 +251,8 @@ class Launch:
         Until it is registered it ends with us, so that none is left that nobody can find; in the foreground always.
         """
         kept = service == GENERATION or service in containers.planned(self.plan)
-        second = service == EMBED and not self.waits and self.plan.generation.memory is not None
+        memory = self.plan.generation.memory  # what they share, if they do
+        second = service == EMBED and not self.waits and memory is not None and memory.demand.embed > 0
         module = ["qmd_remote.launch.keeper", service] if kept else ["qmd_remote", "serve", "--managed", "--json"]
         with logbook.begin(paths.log_file(service)) as log:
             process = psutil.Popen(

@@ -19,6 +19,7 @@ from qmd_remote.launch.container import Container
 from qmd_remote.launch.container_keeper import ContainerKeeper, Service
 from qmd_remote.launch.wait import Limits
 from qmd_remote.logbook import Logbook
+from tests.certificate import CERTIFICATE
 from tests.launch.fake_engine import FakeEngine
 
 MODEL = "acme/fine"
@@ -37,6 +38,9 @@ class Served(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.up, self.model, self.hangs = True, MODEL, False
         self.ended = threading.Event()
+
+    def handle_error(self, *_: object) -> None:
+        """Who asked has hung up."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -99,6 +103,7 @@ class Stage:
         self.limits = Limits(20, 60)
         self.hang_limit_s = 60.0
         self.fills: tuple[Path, ...] = ()
+        self.certificate = ""
         self.keeper: ContainerKeeper | None = None
 
     def play(self, story: Story) -> int:
@@ -106,7 +111,9 @@ class Stage:
 
         async def both() -> int:
             url = f"http://127.0.0.1:{self.served.server_address[1]}"
-            service = Service("generation engine", url, self.limits, self.hang_limit_s, MODEL, fills=self.fills)
+            service = Service(
+                "generation engine", url, self.limits, self.hang_limit_s, MODEL, "", self.certificate, self.fills
+            )
             self.keeper = ContainerKeeper(CONTAINER, service, self.engine, self.book)
             life = asyncio.ensure_future(self.keeper.run())
             told = asyncio.ensure_future(story())
@@ -391,3 +398,19 @@ def test_a_download_that_says_nothing_is_progress(stage: Stage, tmp_path: Path, 
 
     assert 0 == stage.play(slowly)
     assert "phase: downloading the model: 0.02 GB" in stage.log()
+
+
+def test_a_certificate_that_is_being_renewed_is_no_standstill(stage: Stage, tmp_path: Path):
+    """A container that was ready is asked whether it lives, not who it is."""
+    stage.hang_limit_s, stage.limits = 0.05, Limits(0.3, 60)
+    certificate = tmp_path / "cert.pem"
+    certificate.write_text(CERTIFICATE)
+    stage.certificate = str(certificate)
+
+    async def renewed() -> None:
+        await stage.ready()
+        certificate.write_text("half a certif")
+        await asyncio.sleep(1)
+
+    assert 0 == stage.play(renewed)
+    assert "restart qmd-vllm" not in stage.engine.calls

@@ -241,6 +241,21 @@ def test_vllm_as_a_process_shares_the_gpu_like_the_container(gpus: tuple[Gpu, ..
     assert share_of(docker.container.command) == share_of(process.argv) < 0.7
 
 
+@pytest.mark.parametrize(
+    ("visible", "fits"), [(None, False), ("1", True), ("0,1", False), ("GPU-5ab3", None), ("", None)]
+)
+def test_the_first_visible_gpu_is_the_one_that_counts(visible: str | None, fits: bool | None):
+    """CUDA_VISIBLE_DEVICES chooses among those that nvidia-smi counts; without numbers there is no plan."""
+    gpus = (Gpu("NVIDIA GPU", 24 << 30, 1 << 30), Gpu("NVIDIA GPU", 24 << 30, 23 << 30))
+    env = ENV if visible is None else ENV | {"CUDA_VISIBLE_DEVICES": visible}
+    memory = plan.make(
+        Settings(generation_engine="process"), replace(GB10, gpus=gpus), CACHE, env=env
+    ).generation.memory
+    assert fits == (None if memory is None else not memory.why_not)
+    if memory is not None:
+        assert memory.demand.embed > 0
+
+
 def test_a_process_of_vllm_that_does_not_fit_is_told():
     """The plan says why not and what would fit, as for a container; `up` refuses it."""
     full = replace(GB10, gpus=(Gpu("NVIDIA GPU", 8 << 30, 7 << 30),))

@@ -103,13 +103,18 @@ def test_up_starts_both_services_generation_first(box: Box):
         assert 0o600 == stat.S_IMODE(paths.log_file(one.service).stat().st_mode)
 
 
-@pytest.mark.parametrize(("waits", "asked"), [(False, "1"), (True, "")])
-def test_vllm_has_its_turn_first_where_nobody_waits(waits: bool, asked: str, box: Box):
-    """With --no-wait the embed server is told to leave the GPU to vLLM at first; a plain `up` waits itself."""
+@pytest.mark.parametrize(("waits", "shared", "asked"), [(False, 3, "1"), (True, 3, ""), (False, 0, "")])
+def test_vllm_has_its_turn_first_where_nobody_waits(waits: bool, shared: int, asked: str, box: Box):
+    """With --no-wait the embed server is told to leave the GPU to vLLM at first; a plain `up` waits itself.
+
+    Where it computes elsewhere there is nothing to wait for.
+    """
     made = plan.make(box.settings, box.hardware, paths.cache_dir())
-    memory = memory_plan.make(memory_plan.Memory(24 << 30, 23 << 30), memory_plan.Demand(6 << 30, 1 << 30, 3 << 30))
-    shared = replace(made, generation=replace(made.generation, memory=memory))
-    started = up.Launch(box.settings, shared, box.on_phase, waits=waits).run()
+    memory = memory_plan.make(
+        memory_plan.Memory(24 << 30, 23 << 30), memory_plan.Demand(6 << 30, 1 << 30, shared << 30)
+    )
+    both = replace(made, generation=replace(made.generation, memory=memory))
+    started = up.Launch(box.settings, both, box.on_phase, waits=waits).run()
     pids = {one.service: one.pid for one in started}
     assert asked == psutil.Process(pids[EMBED]).environ()[services.AFTER_GENERATION]
     assert "" == psutil.Process(pids[GENERATION]).environ()[services.AFTER_GENERATION]
