@@ -56,10 +56,11 @@ def gpu(settings: Settings, here: Hardware, connected: Callable[[], Engine]) -> 
         facts = connected().facts()
     except QmdRemoteError:
         return skipped("the container engine does not answer")
-    if way := docker_preflight.gpu_way(facts):
-        return ok(f"by {way}")
-    if shutil.which(HOOK):
-        return ok("the NVIDIA Container Toolkit is installed")
+    if why := docker_preflight.podman_lacks_gpus(facts):
+        return Finding("failure", why, docker_preflight.NEWER_PODMAN)
+    way = docker_preflight.gpu_way(facts)
+    if way or shutil.which(HOOK):
+        return ok(f"by {way}" if way else "the NVIDIA Container Toolkit is installed")
     return Finding(
         "failure", f"{_kind(facts)} knows no way to the GPU: the NVIDIA Container Toolkit is missing", TOOLKIT
     )

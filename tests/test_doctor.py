@@ -302,6 +302,16 @@ def test_the_engines_way_to_the_gpu(facts: dict[str, Any], state: str, monkeypat
     assert ("nvidia-ctk" in found.fix) == (state == "failure")
 
 
+def test_a_podman_without_gpus_is_to_be_updated(monkeypatch: pytest.MonkeyPatch):
+    """The toolkit would not help it."""
+    monkeypatch.setenv("PATH", "")
+    old = AnEngine(podman=True)
+    monkeypatch.setattr(old, "facts", lambda: replace(AnEngine(podman=True).facts(), version="4.3.1"))
+    found = doctor_containers.gpu(of("gpu"), RTX, lambda: old)  # type: ignore[arg-type,return-value]
+    assert "failure" == found.state
+    assert "update Podman" in found.fix
+
+
 def test_a_folder_for_cdi_is_no_way_until_it_names_a_gpu(cli_home: Path, monkeypatch: pytest.MonkeyPatch):
     """Docker names the folders that it reads whether there is anything in them or not."""
     monkeypatch.setenv("PATH", "")

@@ -16,8 +16,9 @@ from typing import TypeVar
 
 import httpx
 
+from qmd_remote import logbook
 from qmd_remote.errors import QmdRemoteError, ServiceFailed, WaitEnded
-from qmd_remote.launch import container_end, docker_preflight, hang, phases, wait
+from qmd_remote.launch import container_end, diagnose, docker_preflight, hang, phases, wait
 from qmd_remote.launch.container import Container
 from qmd_remote.launch.container_log import ContainerLog
 from qmd_remote.launch.container_watch import Happening, Watch, end_in_words
@@ -171,8 +172,13 @@ class ContainerKeeper:
             return now
         words = [*self._log.recent]
         await self._log.leave()
-        self._keep_last_words(now.name, end_in_words(now), words)
+        # an engine that restarts what never was ready: how it ended is lost, and the log may have begun anew
+        again = now.running
+        self._keep_last_words(now.name, "ended" if again else end_in_words(now), words)
         text = await asyncio.to_thread(wait.read_tail, self.book.path)
+        if again:
+            told = b"\n".join(word.rstrip(b"\n") for word in words).decode("utf-8", "replace")
+            text = diagnose.before_restart(logbook.unstamped(told))
         raise container_end.to_error(title, text, now, self.book.path)
 
     async def _serves(self) -> bool:

@@ -98,6 +98,12 @@ def diagnose_end(log: str, exit_code: int, oom_killed: bool) -> Diagnosis | None
     return diagnose(log) or _end(exit_code)
 
 
+def before_restart(log: str) -> str:
+    """A log without its latest run, where it holds several: some engines tell the next run in the same stream."""
+    starts = [found.start() for found in re.finditer(r"(?m)^.*vLLM (?:API )?server version.*$", log)]
+    return log[: starts[-1]] if len(starts) > 1 else log
+
+
 def to_error(service: str, log: str, how: str, logs_hint: str) -> ServiceFailed:
     """An error for a service that failed to start: the diagnosis, else the log's last error line."""
     found = diagnose(log)

@@ -41,7 +41,9 @@ SILENCE_S = 300.0  # of a stream
 GONE_S = 30.0  # for a container to vanish after its end
 POLL_S = 0.2
 CREATED = "created"  # the state of what was never started
-ALREADY_GOING = "already in progress"
+ALREADY_GOING = ("already in progress", "refusing to clean up")  # Docker's words, and Podman's
+PORT_HELD = "address already in use"
+PORT_FREE_S = 5.0
 NO_LIMITS = ("setting rlimit", "setrlimit")  # runc's words, and crun's
 
 # what the SDK lets through when a connection breaks, besides its own errors
@@ -78,8 +80,7 @@ def place_of(env: Mapping[str, str]) -> tuple[str, Any]:
         place: dict[str, Any] = {**kwargs_from_env(named)}
         if "base_url" not in place:
             place |= ContextAPI.kwargs_from_context(environment=named)
-        endpoint = str(place.get("base_url", "")).replace("http+unix://", "unix://")
-        parse_host(endpoint)
+        parse_host(endpoint := str(place.get("base_url", "")).replace("http+unix://", "unix://"))
     except Exception as error:  # the SDK raises a bare one for a damaged context
         raise docker_errors.of_address(str(error)) from error
     if not endpoint:
@@ -94,6 +95,10 @@ class DockerEngine:
         self.endpoint = endpoint
         self._api = client.api
         self._containers = client.containers
+
+    @functools.cached_property
+    def _podman(self) -> bool:
+        return self.facts().podman
 
     def facts(self) -> EngineFacts:
         """What the engine says of itself."""
@@ -172,20 +177,27 @@ class DockerEngine:
         return tuple(one for one in each if one is not None)
 
     def run(self, container: Container, image: ImageFacts) -> Found:
-        """Create and start a container with restart policy `no`; a start that fails leaves none behind."""
-        how = self._creation(container, image)
+        """Create and start a container; a start that fails leaves none behind.
+
+        Its restart policy is `no`, but for Podman, whose API cannot change it later.
+        """
+        how, until = self._creation(container, image), time.monotonic() + PORT_FREE_S
         with self._told(f"starting the container {container.name}"):
             try:
                 return self._created(container, how)
             except APIError as error:
                 if not container.ulimits or not any(words in str(error) for words in NO_LIMITS):
                     raise
-                # a rootless engine, or one that is confined itself, may not raise limits; most models need none
-                log.warning(
-                    "the engine may not set the limits %s: they are left out",
-                    ", ".join(one.name for one in container.ulimits),
-                )
-                return self._created(container, how | {"ulimits": []})
+            # a rootless engine, or one that is confined itself, may not raise limits; most models need none
+            names = ", ".join(one.name for one in container.ulimits)
+            log.warning("the engine may not set the limits %s: they are left out", names)
+            while True:
+                try:
+                    return self._created(container, how | {"ulimits": []})
+                except APIError as error:
+                    if PORT_HELD not in str(error) or time.monotonic() > until:
+                        raise
+                time.sleep(POLL_S)  # Podman lets go of the first attempt's port a moment later
 
     def _created(self, container: Container, how: Mapping[str, Any]) -> Found:
         """The container made and started, or nothing of it."""
@@ -224,12 +236,11 @@ class DockerEngine:
 
         def begin() -> Iterator[bytes]:
             start = docker_facts.log_start(self._api.inspect_container(found.id), since)
-            lines: Any = "all" if tail is None else tail
-            return self._api.logs(found.id, stream=True, follow=follow, tail=lines, since=start)
+            return self._api.logs(
+                found.id, stream=True, follow=follow, tail="all" if tail is None else tail, since=start
+            )
 
-        def ask() -> None:
-            self.find(found.id)
-
+        ask = functools.partial(self.find, found.id)
         with self._told(f"reading the log of {found.name}"):
             yield from limited(begin, silence_s=SILENCE_S, on_silence=ask)
 
@@ -248,7 +259,7 @@ class DockerEngine:
             except NotFound:  # somebody was quicker
                 return
             except APIError as error:
-                if ALREADY_GOING not in str(error):
+                if not any(words in str(error) for words in ALREADY_GOING):
                     raise
         until = time.monotonic() + GONE_S
         while self.find(found.id) is not None:
@@ -262,7 +273,8 @@ class DockerEngine:
 
     def _restart_policy(self, found: Found, name: str) -> None:
         policy: Any = {"Name": name}
-        self._api.update_container(found.id, restart_policy=policy)
+        if not self._podman:
+            self._api.update_container(found.id, restart_policy=policy)
 
     def _take_back(self, container: Container, made: str) -> None:
         """Remove what a start that failed has made, by its id, or by its name where the engine did not come to tell it.
@@ -284,7 +296,7 @@ class DockerEngine:
             "detach": True,
             "init": True,
             "security_opt": ["no-new-privileges"],
-            "restart_policy": {"Name": "no"},
+            "restart_policy": {"Name": "unless-stopped" if self._podman else "no"},
             "mounts": [
                 SdkMount(one.target, one.source, type=one.kind, read_only=one.read_only) for one in container.mounts
             ],
@@ -303,7 +315,7 @@ class DockerEngine:
             host, outside, inside = container.publish
             how["ports"] = {f"{inside}/tcp": (numeric(host), outside)}
         if container.gpus != "none":
-            how["device_requests"] = [_gpus(container.gpus, by_cdi=self.facts().podman)]
+            how["device_requests"] = [_gpus(container.gpus, by_cdi=self._podman)]
         return how
 
     @contextmanager

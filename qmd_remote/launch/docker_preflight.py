@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,8 @@ from qmd_remote.supervision import listen
 LARGE = ("vllm", "nvidia", "pytorch")  # in an image's name
 LARGE_BYTES = 45 * 10**9
 LEAST_BYTES = 10**9
+PODMAN_WITH_GPUS = (5, 4)
+NEWER_PODMAN = "update Podman; or use Docker: unset DOCKER_HOST, docker context use default"
 CDI_GPU = "nvidia.com/gpu"  # the kind of device in a specification
 
 
@@ -137,8 +140,15 @@ def look_at_disk(container: Container, facts: EngineFacts) -> tuple[str, ...]:
 
 
 def look_at_gpu(container: Container, facts: EngineFacts) -> tuple[str, ...]:
-    """A warning where nothing shows that containers get a GPU. It is no more: older engines do not tell."""
-    if container.gpus == "none" or gpu_way(facts):
+    """A warning where nothing shows that containers get a GPU. It is no more: older engines do not tell.
+
+    Raises PrerequisiteError (gpu.toolkit) for a Podman that would pass over the request without a word.
+    """
+    if container.gpus == "none":
+        return ()
+    if why := podman_lacks_gpus(facts):
+        raise PrerequisiteError(why, hint=NEWER_PODMAN, code="gpu.toolkit")
+    if gpu_way(facts):
         return ()
     return (
         "nothing shows that the container engine can give a container a GPU (NVIDIA Container Toolkit); the start will",
@@ -151,6 +161,15 @@ def overlap(theirs: str, ours: str) -> bool:
         return True
     one, other = ipaddress.ip_address(theirs), ipaddress.ip_address(ours)
     return one.version == other.version and (one.is_unspecified or other.is_unspecified)
+
+
+def podman_lacks_gpus(facts: EngineFacts) -> str:
+    """Why this Podman gives no GPU to a container that is asked for through its API; empty where it does."""
+    found = re.match(r"(\d+)\.(\d+)", facts.version)
+    if not facts.podman or not found or (int(found[1]), int(found[2])) >= PODMAN_WITH_GPUS:
+        return ""
+    first = ".".join(map(str, PODMAN_WITH_GPUS))
+    return f"Podman {facts.version} gives containers no GPU through its API; {first} is the first that does"
 
 
 def gpu_way(facts: EngineFacts) -> str:

@@ -161,6 +161,23 @@ def test_a_container_is_run_kept_and_removed_when_told_to_stop(stage: Stage):
     assert "Starting vLLM API server" in stage.log()
 
 
+def test_a_start_that_its_engine_repeats_has_failed_all_the_same(stage: Stage):
+    """Podman restarts what was never ready, and goes on in the same log: the cause is that of the run before."""
+    stage.served.up = False
+    run = [b"vLLM API server version 0.11.1\n", b"ERROR torch.OutOfMemoryError: CUDA out of memory.\n"]
+    stage.engine.lines = [*run, *run, run[0], b"Loading weights took 1 s\n"]
+
+    async def again() -> None:
+        await stage.until(lambda: "took 1 s" in stage.log())
+        stage.engine.restarted("qmd-vllm")
+        await _never()
+
+    with pytest.raises(QmdRemoteError) as told:
+        stage.play(again)
+    assert "memory.oom" == told.value.code
+    assert {} == stage.engine.containers
+
+
 def test_an_image_that_is_missing_is_pulled_with_progress_in_the_log(stage: Stage):
     """`up` reads the progress from there."""
     stage.engine.image_here = False

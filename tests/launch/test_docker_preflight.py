@@ -252,3 +252,14 @@ def test_a_gpu_that_nothing_shows_is_a_warning(tmp_path):
     for facts in (with_cdi, replace(FACTS, runtimes=("nvidia", "runc")), replace(FACTS, podman=True)):
         assert () == docker_preflight.look_at_gpu(WANTED, facts)
     assert () == docker_preflight.look_at_gpu(replace(WANTED, gpus="none"), FACTS)
+
+
+def test_a_podman_that_passes_over_the_request_for_a_gpu_is_refused():
+    """Its container would start without one, and vLLM would end minutes later."""
+    old = replace(FACTS, podman=True, version="4.3.1")
+    with pytest.raises(PrerequisiteError) as told:
+        docker_preflight.look_at_gpu(replace(WANTED, gpus="all"), old)
+    assert "gpu.toolkit" == told.value.code
+    assert "5.4 is the first" in told.value.message
+    assert () == docker_preflight.look_at_gpu(replace(WANTED, gpus="none"), old)
+    assert () == docker_preflight.look_at_gpu(replace(WANTED, gpus="all"), replace(old, version="5.4.2"))
