@@ -26,7 +26,7 @@ def limited(
     begin: Callable[[], Iterator[T]],
     *,
     silence_s: float,
-    on_silence: Callable[[], None],
+    on_silence: Callable[[], object],
     look: Callable[[], None] = lambda: None,
 ) -> Iterator[T]:
     """The items of the stream that `begin` opens, which a thread reads.
@@ -68,7 +68,7 @@ def limited(
 
 
 def _taken(
-    items: queue.Queue[T | _End], silence_s: float, on_silence: Callable[[], None], look: Callable[[], None]
+    items: queue.Queue[T | _End], silence_s: float, on_silence: Callable[[], object], look: Callable[[], None]
 ) -> Iterator[T]:
     last = time.monotonic()
     while True:
