@@ -48,8 +48,9 @@ class Family:
 
     @property
     def one_url(self) -> bool:
-        """Whether there is one place only for a URL, so that one server has to answer for everything."""
-        return sum("_url}" in template for _, template in self.file_keys or self.variables) == 1
+        """Whether there is no place for a URL of generation's own, so that one server has to answer for everything."""
+        places = [template for _, template in self.file_keys or self.variables if "_url}" in template]
+        return len(places) == 1 or ("expand" in self.roles and not any("{generation_url}" in one for one in places))
 
     @property
     def pull_requests(self) -> tuple[str, ...]:
@@ -172,10 +173,9 @@ FAMILIES = (
     Family(
         name="ollama",
         aliases=("pr769",),
-        about="Ollama's protocol, and a URL for rankings",
-        variables=(("QMD_RERANK_URL", "{embed_url}"),),
-        roles=("rerank",),
-        limits="it embeds and expands by Ollama's protocol, which our server does not speak: only reranking moves",
+        about="Ollama's API, and a URL for each task",
+        # all of them the embed server's: no engine for generation speaks Ollama's API
+        variables=_each(("OLLAMA_EMBED", "RERANK", "EXPAND"), "QMD_*_URL", ("{embed_url}",) * 3),
     ),
     Family(
         name="wei840222",

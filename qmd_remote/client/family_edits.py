@@ -59,10 +59,7 @@ def trees(family: Family, endpoints: Endpoints) -> dict[str, Tree]:
 
     Raises UsageError for two URLs where one fits, ConfigError where a URL cannot be written without a model's name.
     """
-    if family.one_url and len(family.roles) > 1 and endpoints.embed_url != endpoints.generation_url:
-        raise UsageError(
-            f"{family.name} has one URL for everything", hint="name the embed server with --url: it answers for both"
-        )
+    _require_one_server(family, endpoints)
     known = values(family, endpoints)
     found: dict[str, Tree] = {}
     for path, template in family.paths:
@@ -86,6 +83,13 @@ def _put(found: dict[str, Tree], path: Path, value: str | None) -> None:
             return
         tree = below
     tree[path[-1]] = value
+
+
+def _require_one_server(family: Family, endpoints: Endpoints) -> None:
+    if family.one_url and len(family.roles) > 1 and endpoints.embed_url != endpoints.generation_url:
+        raise UsageError(
+            f"{family.name} has one URL for everything", hint="name the embed server with --url: it answers for both"
+        )
 
 
 def written(text: str | None, family: Family, wanted: Mapping[str, Tree], *, name: str) -> str:
@@ -166,14 +170,15 @@ def is_server(text: str) -> bool:
 def shell_lines(family: Family, endpoints: Endpoints) -> list[str]:
     """The `export NAME=value` lines for a POSIX shell; a key is a reference to its variable, never the key.
 
-    Raises ConfigError for a family that our server does not serve, UsageError for one without variables and for a name
-    that no variable has.
+    Raises ConfigError for a family that our server does not serve, UsageError for one without variables, for a name
+    that no variable has, and for two URLs where one fits.
     """
     if not family.served:
         raise unserved(family)
     if not family.variables:
         hint = f"qmd-remote config write --client {family.name}"
         raise UsageError(f"{family.name} reads a file, and no variables are known for it", hint=hint)
+    _require_one_server(family, endpoints)
     known = values(family, replace(endpoints, key=None))
     lines = []
     for name, template in family.variables:

@@ -6,15 +6,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 _VERSIONS = ("/v1", "/v2")
 _ENDPOINTS = frozenset({"/embeddings", "/rerank", "/models", "/chat/completions", "/completions"})
+_OTHER_FORMATS = frozenset({"/v2/embed", "/api/embed", "/api/generate"})  # Cohere's, and Ollama's: one path each
 _SYNONYMS = {"/reranks": "/rerank"}
 
 
 def canonical(path: str) -> str:
     """The path of the endpoint that `path` means: without a version, with one too many, or by another name.
 
-    /v2 is Cohere's, for reranking alone: its other endpoints have another form. Any other path stays as it is.
+    /v2 is Cohere's: of its endpoints reranking alone has the form of ours. Any other path stays as it is.
     """
     rest = path.removesuffix("/")
+    if rest in _OTHER_FORMATS:
+        return rest
     version = next((name for name in _VERSIONS if rest.startswith(f"{name}/")), "")
     rest = rest.removeprefix(version)
     if version == "/v1":  # a base URL that ends in /v1, and a client that adds it

@@ -21,7 +21,7 @@ from qmd_remote import __version__
 from qmd_remote import settings as settings_module
 from qmd_remote.errors import ApiError, NotFound
 from qmd_remote.reach import require_safe_bind
-from qmd_remote.server import gateway, generation_routes
+from qmd_remote.server import cohere_routes, gateway, generation_routes, ollama_routes
 from qmd_remote.server.access_log import AccessLog
 from qmd_remote.server.aliases import Aliases
 from qmd_remote.server.auth import KeyAuth
@@ -61,6 +61,8 @@ def create_app(settings: Settings | None = None, *, engine: Engine | None = None
     app.state.expander = Expander(app.state.gateway, metrics.expanded, on=settings.repair_expansions)
     app.include_router(router)
     app.include_router(generation_routes.router)
+    app.include_router(cohere_routes.router)
+    app.include_router(ollama_routes.router)
     app.add_middleware(KeyAuth, key=settings.key)
     app.add_middleware(Aliases)
     app.add_exception_handler(ApiError, _api_error)

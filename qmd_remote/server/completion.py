@@ -18,8 +18,15 @@ _KEPT = ("id", "created", "model", "system_fingerprint")  # of an answer, in eac
 _ID = {"chat": "chatcmpl", "text": "cmpl"}
 
 
+class Malformed(ApiError):
+    """The service's answer has not OpenAI's form."""
+
+    status = 502
+    code = "generation_failed"
+
+
 def read(shape: Shape, content: bytes) -> dict[str, Any]:
-    """An answer's body. Raises ApiError when it is none of this shape."""
+    """An answer's body. Raises Malformed when it is none of this shape."""
     try:
         found = parse_object(content)
         orjson.dumps(found)  # it must be one that can be written again
@@ -80,6 +87,18 @@ def _events(shape: Shape, found: dict[str, Any], request: dict[str, Any]) -> Ite
     yield b"[DONE]"
 
 
+def event(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An event of an engine's stream, and its first choice, empty where it has none. Raises Malformed for an error."""
+    try:
+        found = parse_object(data)
+    except BadRequest:
+        raise _malformed() from None
+    choices = found.get("choices")
+    if not isinstance(choices, list) or found.get("error"):
+        raise _malformed()
+    return found, choices[0] if choices and isinstance(choices[0], dict) else {}
+
+
 def names_of(content: bytes) -> list[str]:
     """The ids in a list of models. Raises ValueError for what is no JSON."""
     said = orjson.loads(content)
@@ -98,6 +117,6 @@ def version_of(content: bytes) -> str:
     return version if isinstance(version, str) else ""
 
 
-def _malformed() -> ApiError:
+def _malformed() -> Malformed:
     message = "the generation service's answer has not OpenAI's form: see `qmd-remote logs generation` on its machine"
-    return ApiError(message, code="generation_failed")
+    return Malformed(message)

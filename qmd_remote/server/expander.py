@@ -54,6 +54,21 @@ class Asked:
         return "chat" if self.path == CHAT else "text"
 
 
+@dataclass(frozen=True)
+class Expansion:
+    """What a request for an expansion is answered: `found` has OpenAI's form, and a text that the clients accept."""
+
+    found: dict[str, Any]
+    said: Said
+    outcome: Outcome
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the answer, in whatever form it goes out."""
+        theirs = [(name, value) for name, value in self.said.headers if name == b"x-request-id"]
+        return {OUTCOME_HEADER: str(self.outcome), **{name.decode(): value.decode("latin-1") for name, value in theirs}}
+
+
 class Expander:
     """Answers requests for expansions; `count` is told what became of each. Where it is not `on` it recognises none."""
 
@@ -77,6 +92,10 @@ class Expander:
         return Asked(path, request, query, _sent_on(headers)) if query else None
 
     async def answer(self, asked: Asked) -> Response:
+        """The expansion in OpenAI's form, as a stream where that was asked for. Raises as `expand`."""
+        return _response(asked, await self.expand(asked))
+
+    async def expand(self, asked: Asked) -> Expansion:
         """An expansion that the clients accept. Raises ApiError: 503 when the engine is away, or refuses everything."""
         try:
             async with asyncio.timeout(LIMIT_S):
@@ -91,7 +110,7 @@ class Expander:
             found = completion.read(asked.shape, said.content)
             text, outcome = repair(completion.text_of(asked.shape, found), asked.query)
         self._count(outcome)
-        return _response(asked, said, completion.with_text(asked.shape, found, text), outcome)
+        return Expansion(completion.with_text(asked.shape, found, text), said, outcome)
 
     async def _patiently(self, asked: Asked) -> Said:
         """The engine's answer, good or a refusal, from as many attempts as it takes. Raises ApiError."""
@@ -168,10 +187,9 @@ def _failed(status: int) -> ApiError:
     )
 
 
-def _response(asked: Asked, said: Said, found: dict[str, Any], outcome: Outcome) -> Response:
-    theirs = [(name, value) for name, value in said.headers if name == b"x-request-id"]
-    headers = {OUTCOME_HEADER: str(outcome), **{name.decode(): value.decode("latin-1") for name, value in theirs}}
+def _response(asked: Asked, made: Expansion) -> Response:
     if asked.request.get("stream"):
-        return Response(completion.streamed(asked.shape, found, asked.request), headers=headers, media_type=STREAM)
-    content = said.content if outcome == "clean" else orjson.dumps(found)
-    return Response(content, headers=headers, media_type="application/json")
+        events = completion.streamed(asked.shape, made.found, asked.request)
+        return Response(events, headers=made.headers, media_type=STREAM)
+    content = made.said.content if made.outcome == "clean" else orjson.dumps(made.found)
+    return Response(content, headers=made.headers, media_type="application/json")

@@ -6,6 +6,7 @@ A stream that breaks off at its source breaks off here, too.
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from qmd_remote.errors import ApiError
 from qmd_remote.server import schemas
 from qmd_remote.server.body import read_body
 from qmd_remote.server.exchange import exchange_of
@@ -54,22 +56,35 @@ class PassedOn(Response):
 
     async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._gateway.asked(*self._asked) as answer:
-            headers = chosen(answer.headers.raw, TO_CLIENT)
             if answer.headers.get("content-type", "").startswith(STREAM):
-                await self._stream(answer, headers, scope, send)
+                await self._stream(answer, scope, send)
                 return
-            response = Response(await whole(answer, MAX_ANSWER_BYTES), answer.status_code)
-        response.raw_headers += headers
+            response = await self.at_once(answer, await whole(answer, MAX_ANSWER_BYTES))
         self._started = True
         await response(scope, receive, send)
 
-    async def _stream(self, answer: httpx.Response, headers: Headers, scope: Scope, send: Send) -> None:
+    async def at_once(self, answer: httpx.Response, content: bytes) -> Response:
+        """What the client gets for an answer that is no stream, read as a whole."""
+        response = Response(content, answer.status_code)
+        response.raw_headers += chosen(answer.headers.raw, TO_CLIENT)
+        return response
+
+    def stream_headers(self, answer: httpx.Response) -> Headers:
+        """The headers of an answer that is a stream."""
+        return chosen(answer.headers.raw, TO_CLIENT)
+
+    def stream(self, answer: httpx.Response) -> AsyncIterator[bytes]:
+        """What the client gets of a stream, piece by piece. Raises httpx.HTTPError or ApiError where it breaks off."""
+        return answer.aiter_raw()
+
+    async def _stream(self, answer: httpx.Response, scope: Scope, send: Send) -> None:
         self._started = True
+        headers = self.stream_headers(answer)
         await send({"type": "http.response.start", "status": answer.status_code, "headers": headers})
         try:
-            async for chunk in answer.aiter_raw():
+            async for chunk in self.stream(answer):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, ApiError) as error:
             log.warning("the generation service broke off in mid-stream: %s", type(error).__name__)
             exchange_of(scope).error = "generation_failed"
             return  # without the last message the server cuts the connection: nobody takes this for a whole answer
@@ -78,7 +93,7 @@ class PassedOn(Response):
 
 router = APIRouter()
 
-_ERRORS = {
+ERRORS = {
     401: "no key, or a wrong one",
     413: "the body is too large",
     502: "the generation service cannot be reached, refuses this server, or broke off",
@@ -87,7 +102,7 @@ _ERRORS = {
 }
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"description": "The generation service's answer.", "content": {"application/json": {}, STREAM: {}}},
-    **{status: {"model": schemas.ErrorResponse, "description": about} for status, about in _ERRORS.items()},
+    **{status: {"model": schemas.ErrorResponse, "description": about} for status, about in ERRORS.items()},
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from binascii import b2a_base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -67,6 +69,43 @@ def _data(vectors: Iterable[bytes]) -> Iterator[bytes]:
         yield b'%b{"object":"embedding","index":%d,"embedding":' % (before, index)
         yield vector
         before = b"},"
+
+
+def cohere_response(
+    found: Embeddings, texts: Sequence[str], *, dimensions: int | None, kinds: Sequence[str]
+) -> Response:
+    """The answer of /v2/embed: the vectors once for each of `kinds` (float, base64), in the order of `texts`."""
+    rows = shorten(found.vectors, dimensions)
+    pieces = [b'{"id":"%b","embeddings":{' % str(uuid.uuid4()).encode()]
+    for place, kind in enumerate(dict.fromkeys(kinds)):
+        pieces.append(b'%b"%b":' % (b"," if place else b"", kind.encode()))
+        pieces += _array(_base64_rows(rows) if kind == "base64" else _float_rows(rows))
+    meta = {"api_version": {"version": "2"}, "billed_units": {"input_tokens": found.tokens}}
+    rest = orjson.dumps({"texts": texts, "meta": meta, "response_type": "embeddings_by_type"})
+    return _raw_json(b"".join([*pieces, b"},", rest[1:]]))
+
+
+def ollama_embed_response(found: Embeddings, model: str, *, dimensions: int | None, began: float) -> Response:
+    """The answer of /api/embed, to a request that `began` then by time.perf_counter."""
+    rows = _array(_float_rows(shorten(found.vectors, dimensions)))
+    durations = {"total_duration": nanoseconds_since(began), "load_duration": 0}
+    rest = orjson.dumps({"model": model, **durations, "prompt_eval_count": found.tokens})
+    return _raw_json(b"".join([b'{"embeddings":', *rows, b",", rest[1:]]))
+
+
+def nanoseconds_since(began: float) -> int:
+    """Time since then, by time.perf_counter, as Ollama tells it."""
+    return int((time.perf_counter() - began) * 1e9)
+
+
+def _array(values: Iterable[bytes]) -> Iterator[bytes]:
+    """A JSON array, in pieces."""
+    before = b"["
+    for value in values:
+        yield before
+        yield value
+        before = b","
+    yield b"]"
 
 
 def shorten(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:

@@ -23,7 +23,7 @@ from qmd_remote.server.gateway import CHAT, COMPLETIONS, TO_SERVICE
 from qmd_remote.server.orphans import GONE, HANDOVER, KEEP, MESSAGE, RESENT
 
 # all of them can be worked on a second time, as long as nobody has a byte of the first answer
-ENDPOINTS = frozenset({"/v1/embeddings", "/v1/rerank", CHAT, COMPLETIONS})
+ENDPOINTS = frozenset({"/v1/embeddings", "/v1/rerank", CHAT, COMPLETIONS, "/v2/embed", "/api/embed", "/api/generate"})
 CONNECTIONS = 128
 DESCRIPTORS_SHARE = 8  # at most the limit of open files by this, too: each takes two of the parent's
 BYTES = 64 * 2**20

@@ -51,7 +51,7 @@ def parse_input(value: Any) -> list[str | list[int]]:
     if not value:
         raise BadRequest("'input' is an empty list: send at least one text", param="input")
     if isinstance(value[0], str):
-        return _texts(value)
+        return _texts(value, "input")
     if isinstance(value[0], list):
         return [_tokens(item, f"input[{index}]") for index, item in enumerate(value)]
     if _is_number(value[0]):
@@ -59,11 +59,22 @@ def parse_input(value: Any) -> list[str | list[int]]:
     raise BadRequest("'input[0]' must be a string or a token array", param="input[0]")
 
 
-def _texts(items: list[Any]) -> list[Any]:
+def _texts(items: list[Any], where: str) -> list[Any]:
     wrong = next((index for index, item in enumerate(items) if not isinstance(item, str)), None)
     if wrong is not None:
-        raise BadRequest(f"'input[{wrong}]' must be a string, like the items before it", param=f"input[{wrong}]")
+        param = f"{where}[{wrong}]"
+        like = ", like the items before it" if wrong else ""
+        raise BadRequest(f"'{param}' must be a string{like}", param=param)
     return items
+
+
+def require_texts(value: Any, where: str) -> list[str]:
+    """A list of texts, one at least. Raises BadRequest, naming the first wrong item of the field `where`."""
+    if not isinstance(value, list):
+        raise BadRequest(f"'{where}' must be a list of strings", param=where)
+    if not value:
+        raise BadRequest(f"'{where}' is an empty list: send at least one text", param=where)
+    return _texts(value, where)
 
 
 def _tokens(items: Any, where: str) -> list[int]:
@@ -194,21 +205,25 @@ _SENTENCES = {
     "string_type": "must be a string",
     "bool_type": "must be true or false",
     "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "list_type": "must be a list",
+    "model_type": "must be an object",
     "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
     "literal_error": "must be {expected}",
 }
 
 
 def _explain(problem: Any) -> BadRequest:
-    field = str(problem["loc"][0])
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"])[1:]
     sentence = _SENTENCES.get(problem["type"], "has a wrong value").format(**problem.get("ctx", {}))
     return BadRequest(f"'{field}' {sentence}", param=field)
 
 
-def require_dimensions(asked: int | None, dimension: int | None) -> None:
-    """Raise BadRequest when more dimensions are asked for than the model has."""
+def require_dimensions(asked: int | None, dimension: int | None, field: str = "dimensions") -> None:
+    """Raise BadRequest when more dimensions are asked for, in `field`, than the model has."""
     if asked is not None and dimension is not None and asked > dimension:
-        raise BadRequest(f"'dimensions' must be at most {dimension}, the model's own dimension", param="dimensions")
+        raise BadRequest(f"'{field}' must be at most {dimension}, the model's own dimension", param=field)
 
 
 def require_size(texts: int, dimension: int | None) -> None:

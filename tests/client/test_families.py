@@ -119,7 +119,7 @@ def test_completion_offers_every_name():
 
 
 def test_one_url():
-    """Families with a single place for a URL, whose one server answers for everything they ask."""
+    """Families without a place for a URL of generation's own, whose one server answers for everything they ask."""
     one = {family.name for family in FAMILIES if family.one_url}
     assert {"chronologos", "llm-provider", "own-protocol", "model-urls", "ollama"} == one
 

@@ -22,7 +22,8 @@ WITH_VARIABLES = [family for family in FAMILIES if family.variables and family.s
 def test_a_shell_gets_the_values_as_they_are(family: Family):
     """Whatever they hold; the key comes out of its variable, and stands in no line."""
     odd = ModelNames(embed='it\'s $(id) `id` "x"', rerank="a b;c", generate="$HOME\\n*")
-    there = Endpoints(embed_url=E, generation_url=G, models=odd, key="sk-literal", key_variable="BOX_KEY")
+    other = E if family.one_url else G
+    there = Endpoints(embed_url=E, generation_url=other, models=odd, key="sk-literal", key_variable="BOX_KEY")
     lines = shell_lines(family, there)
     assert "sk-" not in "".join(lines)
     env = {"BOX_KEY": "sk 'from' $env", "PATH": os.environ["PATH"]}
@@ -31,7 +32,7 @@ def test_a_shell_gets_the_values_as_they_are(family: Family):
     found = dict(entry.split("=", 1) for entry in shown.split("\0") if entry)
     parts = {
         "{embed_url}": E + family.base_path,
-        "{generation_url}": G + family.base_path,
+        "{generation_url}": other + family.base_path,
         "{embed}": odd.embed,
         "{rerank}": odd.rerank,
         "{generate}": odd.generate,
@@ -66,6 +67,17 @@ def test_a_family_without_variables_is_sent_to_its_file():
     with pytest.raises(UsageError, match="no variables") as caught:
         shell_lines(families.find("olyashok"), TWO)
     assert "qmd-remote config write --client olyashok" == caught.value.hint
+
+
+def test_one_server_cannot_be_two():
+    """The client whose every URL is for Ollama's API is not sent to an engine that does not speak it."""
+    ollama = families.find("ollama")
+    with pytest.raises(UsageError) as caught:
+        shell_lines(ollama, TWO)
+    assert "--url" in caught.value.hint
+    assert [f"export QMD_{name}_URL={E}" for name in ("OLLAMA_EMBED", "RERANK", "EXPAND")] == shell_lines(
+        ollama, Endpoints(embed_url=E, generation_url=E)
+    )
 
 
 def test_what_is_not_served_is_refused():

@@ -13,15 +13,19 @@ from schemathesis import GenerationMode
 
 from qmd_remote.server import schemas
 from tests.families.replay import KEY
-from tests.server.test_http_fuzz import anything, as_bytes, documents, inputs, mostly, text
+from tests.server.test_http_fuzz import anything, as_bytes, documents, inputs, mostly, scalar, text
 
 HANG_S = 30
 AUTHORIZED = {"authorization": f"Bearer {KEY}"}
 EMBEDDINGS = ("/v1/embeddings", "/embeddings", "/v1/v1/embeddings")
 RERANK = ("/v1/rerank", "/rerank", "/v1/v1/rerank", "/v2/rerank", "/v1/reranks")
 GENERATE = ("/v1/chat/completions", "/chat/completions", "/v1/v1/chat/completions", "/v1/completions")
-DESCRIBED = {"/v1/embeddings": 220, "/v1/rerank": 220, "/v1/chat/completions": 50, "/v1/completions": 50}
-MADE_UP = {EMBEDDINGS: 1700, RERANK: 1900, GENERATE: 300}
+COHERE, OLLAMA, OLLAMA_GENERATE = ("/v2/embed", "/v2/embed/"), ("/api/embed",), ("/api/generate",)
+DESCRIBED = {
+    **{"/v1/embeddings": 220, "/v1/rerank": 220, "/v1/chat/completions": 50, "/v1/completions": 50},
+    **{"/v2/embed": 60, "/api/embed": 60, "/api/generate": 60},
+}
+MADE_UP = {EMBEDDINGS: 1700, RERANK: 1900, GENERATE: 300, COHERE: 200, OLLAMA: 150, OLLAMA_GENERATE: 250}
 ANYWHERE = 300
 NAMES = ("query", "document", "passage", "search_query", "search_document")
 
@@ -60,9 +64,73 @@ generate_body = st.fixed_dictionaries(
         "n": mostly(st.integers(0, 3)),
     },
 )
-BODIES = {EMBEDDINGS: embeddings_body, RERANK: rerank_body, GENERATE: generate_body}
+texts = st.lists(text, max_size=4)
+cohere_body = st.fixed_dictionaries(
+    {"texts": mostly(texts)},
+    optional={
+        "model": mostly(text),
+        "input_type": mostly(st.sampled_from(["search_document", "search_query", "classification"])),
+        "embedding_types": mostly(st.lists(st.sampled_from(["float", "base64"]) | scalar, max_size=3)),
+        "output_dimension": mostly(st.integers(0, 40)),
+        "truncate": mostly(st.sampled_from(["NONE", "END", "START"])),
+    },
+)
+ollama_body = st.fixed_dictionaries(
+    {"input": mostly(text | texts)},
+    optional={
+        "model": mostly(text),
+        "truncate": mostly(st.booleans()),
+        "dimensions": mostly(st.integers(0, 40)),
+        "options": anything,
+    },
+)
+options = st.fixed_dictionaries(
+    {},
+    optional={
+        "temperature": mostly(st.floats(0, 2)),
+        "top_k": mostly(st.integers()),
+        "num_predict": mostly(st.integers(-2, 9)),
+        "seed": mostly(st.integers()),
+        "stop": mostly(text | texts),
+    },
+)
+ollama_generate_body = st.fixed_dictionaries(
+    {"prompt": mostly(content)},
+    optional={
+        "model": mostly(text),
+        "system": mostly(content),
+        "stream": mostly(st.booleans()),
+        "raw": mostly(st.booleans()),
+        "think": mostly(st.booleans() | st.just("high")),
+        "format": mostly(st.just("json") | st.dictionaries(text, anything, max_size=2)),
+        "options": mostly(options),
+        "images": mostly(st.just([])),
+        "keep_alive": anything,
+    },
+)
+BODIES = {
+    **{EMBEDDINGS: embeddings_body, RERANK: rerank_body, GENERATE: generate_body},
+    **{COHERE: cohere_body, OLLAMA: ollama_body, OLLAMA_GENERATE: ollama_generate_body},
+}
 piece = st.sampled_from(
-    ["v1", "v2", "rerank", "reranks", "embeddings", "models", "health", "..", "%2e", "%00", "", "é", "a"]
+    [
+        "v1",
+        "v2",
+        "api",
+        "embed",
+        "generate",
+        "rerank",
+        "reranks",
+        "embeddings",
+        "models",
+        "health",
+        "..",
+        "%2e",
+        "%00",
+        "",
+        "é",
+        "a",
+    ]
 )
 
 

@@ -1,7 +1,7 @@
 """Clients with protocols of their own, as far as the server's paths go.
 
-QMD's pull requests 511, 663 and 927 rank documents that are objects; 769 speaks Ollama's protocol, and reads `score`.
-What else they ask for is not served, and they are told so.
+QMD's pull requests 511, 663 and 927 rank documents that are objects. What else they ask for is not served, and they are
+told so; so are clients of Ollama's API that ask for more of it than QMD's does.
 """
 
 from __future__ import annotations
@@ -20,13 +20,6 @@ def test_documents_with_files(mini_box):
     assert all(documents[result["index"]]["file"] == result["file"] for result in answer.json["results"])
 
 
-def test_rankings_by_score(box):
-    """`score` is the same number as `relevance_score`."""
-    body = {"model": "m", "query": say.QUERY, "documents": say.candidates()}
-    (answer,) = replay(box, Step("/rerank", body, [ranking_by_score]))
-    assert all(result["score"] == result["relevance_score"] for result in answer.json["results"])
-
-
 def test_health_names_the_models(box):
     """`GET /health` names the models, with the key."""
     (answer,) = replay(box, Step("/health", None, [ok], method="GET"))
@@ -40,8 +33,8 @@ def test_health_names_the_models(box):
         ("/embed-batch", {"texts": ["a"], "options": {}}),
         ("/expand", {"query": say.QUERY, "options": {}}),
         ("/tokenize", {"text": "a"}),
-        ("/api/embed", {"model": "m", "input": "a"}),
-        ("/api/generate", {"model": "m", "prompt": "a", "stream": False}),
+        ("/api/embeddings", {"model": "m", "prompt": "a"}),
+        ("/api/chat", {"model": "m", "messages": []}),
     ],
 )
 def test_what_is_not_served_is_said_to_be(box, path, body):

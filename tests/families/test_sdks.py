@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+
 import cohere
+import numpy as np
 import openai
 import pytest
 import tiktoken
@@ -93,13 +96,34 @@ def test_cohere_rerank(cohere_sdk):
     assert say.ANSWER == one.index
 
 
+@pytest.mark.parametrize("kind", ["float", "base64"])
+def test_cohere_embed(cohere_sdk, kind):
+    """The SDK's own objects, in either form of a vector, and the right note is the nearest."""
+
+    def rows(texts, input_type):
+        found = cohere_sdk.embed(model="embed-v4.0", texts=texts, input_type=input_type, embedding_types=[kind])
+        assert (texts, "2") == (found.texts, found.meta.api_version.version)
+        if kind == "float":
+            assert found.embeddings.base64 is None
+            return found.embeddings.float_
+        return [np.frombuffer(base64.b64decode(text), dtype="<f4").tolist() for text in found.embeddings.base64]
+
+    stored = rows(list(say.NOTES), "search_document")
+    assert [384] * len(say.NOTES) == list(map(len, stored))
+    (asked,) = rows([say.QUERY], "search_query")
+    assert say.ANSWER == best(asked, stored)
+
+
 def test_cohere_errors(mini_box, cohere_sdk):
-    """Its own exceptions for a wrong key and for no documents."""
+    """Its own exceptions for a wrong key, for no documents, and for vectors in a form that there is not."""
     with pytest.raises(cohere.UnauthorizedError):
         cohere.ClientV2(api_key="another", base_url=mini_box).rerank(model="m", query="q", documents=["a"])
     with pytest.raises(cohere.BadRequestError) as refused:
         cohere_sdk.rerank(model="m", query="q", documents=[])
     assert "documents" == refused.value.body["error"]["param"]
+    with pytest.raises(cohere.BadRequestError) as refused:
+        cohere_sdk.embed(model="m", texts=["a"], input_type="search_query", embedding_types=["int8"])
+    assert "embedding_types[0]" == refused.value.body["error"]["param"]
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,17 @@ REACHED = {
     "/chat/completions": "/v1/chat/completions",
     "/v1/v1/chat/completions": "/v1/chat/completions",
     "/completions": "/v1/completions",
+    "/v2/embed/": "/v2/embed",
+    "/api/embed/": "/api/embed",
+    "/api/generate/": "/api/generate",
 }
 NOT_REACHED = (
     "/",
     "/health",
-    "/v2/embed",
+    "/v1/embed",
+    "/embed",
+    "/v1/api/embed",
+    "/api/embeddings",
     "/v2/embeddings",
     "/v3/rerank",
     "/v1/v1/v1/rerank",
@@ -46,7 +52,7 @@ def test_what_does_not(path):
     assert path == canonical(path)
 
 
-@given(st.lists(st.sampled_from(["v1", "v2", "rerank", "embeddings", "x", ""]), max_size=5))
+@given(st.lists(st.sampled_from(["v1", "v2", "api", "rerank", "embeddings", "embed", "x", ""]), max_size=5))
 def test_an_endpoint_is_its_own_alias(parts):
     """Where a path is led to, it is not led away from."""
     path = canonical("/" + "/".join(parts))

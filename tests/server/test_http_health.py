@@ -148,7 +148,8 @@ def test_the_documentation_describes_requests_and_answers(serve):
     assert "swagger" in http.get("/docs").text
     paths = http.get("/openapi.json").json()["paths"]
     ours = {"/v1/embeddings", "/v1/rerank", "/v1/models", "/health", "/livez", "/metrics"}
-    assert set(paths) == ours | {"/v1/chat/completions", "/v1/completions"}
+    theirs = {"/v2/embed", "/api/embed", "/api/generate"}
+    assert set(paths) == ours | theirs | {"/v1/chat/completions", "/v1/completions"}
     for path, fields in (
         (
             "/v1/embeddings",

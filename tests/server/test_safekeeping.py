@@ -271,6 +271,19 @@ def test_generation_lies_with_the_parent_until_its_answer_begins(stage, kept, se
     assert one.nothing_told()
 
 
+@pytest.mark.parametrize(("path", "body"), [("/v2/embed", {"texts": ["a"]}), ("/api/embed", {"input": "a"})])
+def test_other_forms_lie_with_the_parent_too(stage, kept, path, body):
+    """Under their own path, so that the next worker answers in the same form."""
+    one = stage()
+    one.engine.gate.clear()
+    answer = one.post(path, json=body)
+    request = kept(one).whole()
+    assert request.startswith(f"POST {path} HTTP/1.1\r\n".encode())
+    one.engine.gate.set()
+    assert "embeddings" in answer.result().json()
+    assert b'"embeddings":' in one.raw(request)
+
+
 def test_a_caller_of_http_1_0_is_answered_in_its_own_way(stage, kept):
     """Sent again, its request gets no form of answer that it does not know."""
     one = stage()
