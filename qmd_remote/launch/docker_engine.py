@@ -42,8 +42,7 @@ GONE_S = 30.0  # for a container to vanish after its end
 POLL_S = 0.2
 CREATED = "created"  # the state of what was never started
 ALREADY_GOING = ("already in progress", "refusing to clean up")  # Docker's words, and Podman's
-PORT_HELD = "address already in use"
-PORT_FREE_S = 5.0
+PORT_HELD, PORT_FREE_S = "address already in use", 5.0
 NO_LIMITS = ("setting rlimit", "setrlimit")  # runc's words, and crun's
 
 # what the SDK lets through when a connection breaks, besides its own errors
