@@ -18,6 +18,7 @@ from qmd_remote.settings import Settings
 
 def show(out: Output, wanted: Settings, why: str) -> int:
     """Show the plan: services, memory, `docker run` lines. Raises what `up` would raise for it."""
+    up_flow.require_used(wanted)
     wanted = launch_up.absolute(wanted)
     planned = plan.make(wanted, hardware.probe(), paths.cache_dir(), held=up_flow.held(wanted))
     for line in up_views.plan_lines(wanted, planned, why):

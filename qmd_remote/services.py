@@ -50,6 +50,7 @@ class Record:
     `beside` tells where generation is ("engine", "url"): for one that is none of our processes nobody else knows.
     `identity` tells the process from others with its pid, where the system has something better than `created`.
     `key_file` and `tls_cert` are what this machine's own commands need to reach the service; the key itself is nowhere.
+    `ended` is why a service that failed is no more: its record stays until the next `up` or `down`, for what to type.
     """
 
     service: str
@@ -64,6 +65,7 @@ class Record:
     key_file: str = ""
     tls_cert: str = ""
     identity: str = ""
+    ended: str = ""
 
     def key(self) -> str:
         """The key that the service was started with, if it lies in a file that can be read; else empty."""
@@ -145,8 +147,15 @@ def write(record: Record) -> None:
     atomic.put(path, json.dumps(asdict(record)), mode=0o600)
 
 
+@dataclass
+class Place:
+    """A supervisor's place among the services. Who sets `ended` leaves its record behind, with that as the reason."""
+
+    ended: str = ""
+
+
 @contextmanager
-def registered(service: str, settings: Settings, *, url: str, model: str, program: str) -> Iterator[None]:
+def registered(service: str, settings: Settings, *, url: str, model: str, program: str) -> Iterator[Place]:
     """Announce the calling process as the supervisor of `service` for as long as the block runs."""
     me = psutil.Process()
     spec = spec_of(service, settings)
@@ -160,20 +169,25 @@ def registered(service: str, settings: Settings, *, url: str, model: str, progra
     )
     if os.environ.get(STAYS_WITH_PARENT) != "1":
         outlive_parent()  # from here on `down` finds this process, even if the `up` that started it is killed
-    path = record_file(service)
+    place = Place()
     try:
-        yield
+        yield place
     finally:
         current = find(service)
         if current is not None and current.pid == me.pid:
-            path.unlink(missing_ok=True)
+            if place.ended:
+                write(replace(current, ended=place.ended))
+            else:
+                record_file(service).unlink(missing_ok=True)
 
 
 def find(service: str) -> Record | None:
     """The record of a service whose process is alive, else None."""
     record = read(service)
+    if record is None or record.ended:
+        return None
     try:
-        return record if record is not None and process_of(record) is not None else None
+        return record if process_of(record) is not None else None
     except (ValueError, TypeError, OverflowError):  # no number of a process
         return None
 

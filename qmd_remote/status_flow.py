@@ -53,6 +53,8 @@ def _look() -> tuple[ServiceStatus, ...]:
 
 
 def _cure(one: ServiceStatus) -> str:
+    if one.detail.startswith("the container engine"):
+        return "qmd-remote doctor"
     if one.pid is None:
         return f"qmd-remote logs {one.service}, then: {up_line()}"
     return f"qmd-remote logs {one.service}; if it stays so: qmd-remote restart {one.service}"

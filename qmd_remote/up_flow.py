@@ -35,6 +35,7 @@ class How:
 def up(out: Output, wanted: Settings, why: str, how: How | None = None) -> int:
     """Bring everything up. `why` is the reason for the preset, if nobody named it."""
     how = how or How()
+    require_used(wanted)
     wanted = _with_key(out, launch_up.absolute(wanted))
     if wanted.generation_engine == "external" and wanted.generation_url:
         wanted = replace(wanted, generation_url=qmd_config.normalise_url(wanted.generation_url))
@@ -69,6 +70,10 @@ def restart(out: Output, names: tuple[str, ...]) -> int:
     if missing or not records:
         what = f"the {missing[0]} is not running" if missing else "neither service is running"
         raise NotRunning(what, hint=up_line())
+    for one in status.look():
+        if one.state == "failed" and not names:
+            detail = f": {one.detail}" if one.detail else ""
+            out.warn(f"the {services.TITLES[one.service]} has failed, and is not restarted{detail}", hint=up_line())
     wanted = settings_of(records)
     if any(record.service == EMBED for record in records):
         # what is wrong with them is told while the old server still runs
@@ -82,6 +87,27 @@ def restart(out: Output, names: tuple[str, ...]) -> int:
     for line in up_views.started_lines(started):
         out.note(line)
     return out.finish({"services": [asdict(one) for one in started]})
+
+
+def require_used(wanted: Settings) -> None:
+    """Refuse options that would change nothing with the generation that was chosen. Raises UsageError."""
+    engine = wanted.generation_engine
+    for names, engines, instead in USED_BY:
+        for name in names:
+            if wanted.origins.get(name) == "flag" and engine not in engines:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(
+                    f"{option} is not for generation by '{engine}', and would change nothing",
+                    hint=f"add: {instead}; or leave {option} out",
+                )
+
+
+# options, the generation engines that use them, and how to get one of these
+USED_BY = (
+    (("generation_image", "generation_container", "generation_host"), {"docker"}, "--generation docker"),
+    (("generation_command",), {"process"}, "--generation process"),
+    (("generation_url",), {"external"}, "--generation external"),
+)
 
 
 def settings_of(records: list[Record]) -> Settings:

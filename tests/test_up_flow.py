@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from qmd_remote import up_flow, up_views
+from qmd_remote import settings, up_flow, up_views
+from qmd_remote.errors import UsageError
 from qmd_remote.launch import plan
 from qmd_remote.launch import up as launch_up
 from qmd_remote.launch.plan import GenerationPlan, Plan
@@ -137,3 +138,20 @@ def test_next_steps_for_the_workstation(settings: dict[str, Any], key: str | Non
 def test_next_steps_say_how_to_get_generation():
     """Where generation is off, the last line is how to turn it on."""
     assert "generation: pip install it" == up_views.next_steps(Settings(), OFF)[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "instead"),
+    [
+        ({"generation_image": "vllm:1"}, "--generation docker"),
+        ({"generation_container": "x"}, "--generation docker"),
+        ({"generation_url": "http://x:1"}, "--generation external"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(flags, instead):
+    """Who types an image for generation that is a process would wait for a container in vain."""
+    with pytest.raises(UsageError) as told:
+        up_flow.require_used(settings.resolve({"preset": "cpu", **flags}))
+    assert instead in told.value.hint
+    up_flow.require_used(settings.resolve({"preset": "cpu"}, {"QMD_REMOTE_GENERATION_IMAGE": "vllm:1"}))
+    up_flow.require_used(settings.resolve({"preset": "gpu", "generation_image": "vllm:1"}))

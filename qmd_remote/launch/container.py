@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from qmd_remote.errors import UsageError
 from qmd_remote.reach import numeric
 
 OWNER_LABEL = "qmd-remote.owner"  # which installation it belongs to: a digest of its state folder
@@ -99,6 +101,15 @@ class Container:
 def owner_of(run_dir: Path) -> str:
     """Who an installation's containers belong to. Two installations on one machine do not touch each other's."""
     return _digest(str(run_dir.absolute()))
+
+
+def require_name(name: str, setting: str) -> str:
+    """A name that an engine takes for a container. Raises UsageError."""
+    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+", name):
+        raise UsageError(
+            f"'{name}' is no name for a container", hint=f"{setting}: two or more letters, digits, dots, - and _"
+        )
+    return name
 
 
 def arguments(command: Sequence[str], entrypoint: Sequence[str]) -> list[str]:

@@ -91,6 +91,23 @@ def without_keeper(names: Iterable[str] = services.SERVICES) -> tuple[tuple[Engi
         return ()
 
 
+def engine_answers() -> bool:
+    """Whether there is an engine to ask."""
+    try:
+        connect()
+    except QmdRemoteError:
+        return False
+    return True
+
+
+def are_gone(service: str) -> bool:
+    """Whether no container of ours is left for a service; False as well where no engine answers."""
+    try:
+        return not connect().ours(us(), service)
+    except QmdRemoteError:
+        return False
+
+
 def us() -> str:
     """What our containers' label says of their owner."""
     return owner_of(paths.run_dir())

@@ -46,7 +46,9 @@ LESS = "qmd-remote up --generation-sequences 2 --generation-context 4096"
 SMALLER = "qmd-remote up --generation-model Qwen/Qwen2.5-0.5B-Instruct"
 ROOM_ON_GPU = "end what else uses the GPU (nvidia-smi shows it)"
 OTHER_IMAGE = "qmd-remote up --generation-image nvcr.io/nvidia/vllm:TAG"
-NO_GPU = "qmd-remote up --preset cpu; or a CPU image: qmd-remote up --gpus none --generation-image IMAGE"
+NO_GPU = (
+    "qmd-remote up --preset cpu; or a CPU image: qmd-remote up --generation docker --gpus none --generation-image IMAGE"
+)
 
 
 def _share_of_what_is_free(figures: Figures) -> str:
@@ -195,7 +197,7 @@ MODELS = (
     Row(
         "hub.unreachable",
         "the model hub does not answer, and the model is not cached",
-        "connect, then download it: qmd-remote pull MODEL; or use models that need no hub: qmd-remote up --preset mini",
+        "connect, then download it: qmd-remote pull; or use models that need no hub: qmd-remote up --preset mini",
         r"outgoing traffic has been disabled|LocalEntryNotFoundError|couldn't connect to|OfflineModeIsEnabled",
         vague=True,
     ),

@@ -25,7 +25,7 @@ NAMED = 4  # alternatives are to choose from
 CPU_RESERVE = 2 * GIB  # for the system, and for what an engine needs beside weights and cache
 NO_GPU = (
     "install NVIDIA's driver (check it with: nvidia-smi); or, without a GPU: qmd-remote up --preset cpu, or a CPU "
-    "image: --gpus none --generation-image IMAGE"
+    "image: --generation docker --gpus none --generation-image IMAGE"
 )
 
 
@@ -39,6 +39,7 @@ def generation(
     """
     place = place_of(settings, env)
     split = None
+    require_gpus(settings, hardware)
     if settings.gpus != "none":
         if not hardware.nvidia:
             raise PrerequisiteError(
@@ -98,18 +99,20 @@ def require_memory(settings: Settings, hardware: Hardware, hub: Path) -> None:
     if not total:
         return
 
-    def needs(model: str) -> int:
-        demand = demand_of(replace(settings, generation_model=model), hub)
+    def needs(**change: object) -> int:
+        demand = demand_of(replace(settings, **change), hub)  # type: ignore[arg-type]
         return demand.weights + demand.kv_cache + CPU_RESERVE
 
-    if needs(settings.generation_model) <= total:
+    if needs() <= total:
         return
-    smaller = [one.id for one in catalogue.CATALOGUE.values() if one.role == "generation" and needs(one.id) <= total]
-    options = "  or  ".join(f"--generation-model {name}" for name in smaller[:NAMED])
+    fitting = [option for option, change in _changes(settings).items() if needs(**change) <= total]
+    options = "  or  ".join(fitting[:NAMED])
     raise PrerequisiteError(
-        f"{settings.generation_model} does not fit: it needs {memory_plan.gib(needs(settings.generation_model))} of "
-        f"memory, and this machine has {memory_plan.gib(total)}",
-        hint=f"qmd-remote up   with one of these added: {options}" if smaller else "name a smaller model",
+        f"{settings.generation_model} does not fit: it needs {memory_plan.gib(needs())} of memory, and this machine "
+        f"has {memory_plan.gib(total)}",
+        hint=f"qmd-remote up   with one of these added: {options}"
+        if options
+        else "ask for less: a smaller model, --generation-context, --generation-sequences",
         code="memory.plan",
     )
 

@@ -14,7 +14,10 @@ STOP_MARGIN_S = 30.0  # beyond the time that running requests get: for the super
 
 
 def bring_down(names: Sequence[str] = (EMBED, GENERATION)) -> tuple[tuple[Record, ...], tuple[Found, ...]]:
-    """Stop the services of these names; returns the records of those that ran, and containers left without a keeper."""
+    """Stop the services of these names; returns the records of those that ran, and containers left without a keeper.
+
+    Raises ServiceFailed, when all else is done, for a container that its engine did not remove.
+    """
     with services.exclusive():
         for name in names:
             if services.find(name) is None and status.why_it_failed(name):
@@ -22,6 +25,14 @@ def bring_down(names: Sequence[str] = (EMBED, GENERATION)) -> tuple[tuple[Record
                 logbook.Logbook(paths.log_file(name)).say("the failed start was cleared by `qmd-remote down`")
         stopped = tuple(record for name in names if (record := stop(name)) is not None)
         swept = containers.sweep(names)
+        for record in stopped:
+            if record.program == containers.DOCKER and not containers.are_gone(record.service):
+                raise ServiceFailed(
+                    f"the {TITLES[record.service]} is stopped, but not certainly its container: the container engine "
+                    "does not answer, and may bring it back",
+                    hint="start the engine (sudo systemctl start docker), then: qmd-remote down",
+                    code="docker.down",
+                )
         return stopped, swept
 
 

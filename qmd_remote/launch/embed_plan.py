@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from qmd_remote.launch.container import Container, Mount
+from qmd_remote.launch.container import Container, Mount, require_name
 from qmd_remote.launch.vllm_plan import endpoint
 from qmd_remote.services import EMBED
 from qmd_remote.settings import Settings, declared
@@ -55,7 +55,7 @@ def embed_container(
     told |= {"QMD_REMOTE_HOST": settings.host, "QMD_REMOTE_INSECURE_NO_AUTH": str(int(settings.insecure_no_auth))}
     elsewhere = [Mount(str(cache), f"{HUB}/hub")] if cache not in (None, hub / "hub") else []
     return Container(
-        name=settings.embed_container,
+        name=require_name(settings.embed_container, "embed_container"),
         service=EMBED,
         image=settings.embed_image,
         command=("qmd-remote", "serve"),
@@ -81,7 +81,7 @@ def composed(settings: Settings, *, generation: tuple[str, int], version: str) -
     name, port = generation
     beside = replace(settings, generation_engine="docker", generation_host=name, generation_port=port)
     return Container(
-        name=settings.embed_container,
+        name=require_name(settings.embed_container, "embed_container"),
         service=EMBED,
         image=settings.embed_image,
         command=("qmd-remote", "serve"),

@@ -83,11 +83,15 @@ def _keep_container(settings: Settings, container: Container) -> int:
     model = settings.generation_model if container.service == services.GENERATION else settings.embed_model
     facts = {"url": service.url, "model": model, "program": containers.DOCKER}
     wish = StopWish()
-    with wish.heeded(), services.registered(container.service, settings, **facts):
+    with wish.heeded(), services.registered(container.service, settings, **facts) as place:
         try:
-            return asyncio.run(_live(settings, ContainerKeeper(container, service, engine, book, wish)))
+            code = asyncio.run(_live(settings, ContainerKeeper(container, service, engine, book, wish)))
         except QmdRemoteError as error:
+            place.ended = error.message
             return Output(container.service, as_json=True).fail(error)
+        if code:
+            place.ended = f"its container {container.name} was stopped or removed by somebody else"
+        return code
 
 
 async def _live(settings: Settings, keeper: ContainerKeeper) -> int:

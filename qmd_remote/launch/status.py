@@ -93,6 +93,8 @@ def _service(name: str, record: Record | None, key: str, beside: Mapping[str, st
 def _without_answer(name: str) -> tuple[str, str]:
     """The state of a container that does not answer, and what it is doing, as its log tells."""
     log = wait.read_tail(paths.log_file(name))
+    if not containers.engine_answers():
+        return "not answering", "the container engine does not answer; start it: sudo systemctl start docker"
     if f" {wait.READY} " in log:
         return "not answering", "its container ended, or hangs; it is restarted unless somebody stopped it"
     phase = phases.latest(log)
@@ -113,7 +115,8 @@ def _absent(name: str, beside: Mapping[str, str]) -> ServiceStatus:
         return ServiceStatus(name, "failed", detail=f"its container {found.name} is {found.state}, and has no keeper")
     why = ""
     if services.record_file(name).exists():
-        why = "its supervisor was killed"
+        left_behind = services.read(name)
+        why = (left_behind.ended if left_behind else "") or "its supervisor was killed"
     elif cause := why_it_failed(name):
         why = cause if TITLES[name] in cause else f"it could not start: {cause}"
     elif engine in {"process", containers.DOCKER}:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qmd_remote.errors import ConfigError, UsageError
-from qmd_remote.launch.container import VLLM_SERVE, Container, Mount, Ulimit
+from qmd_remote.launch.container import VLLM_SERVE, Container, Mount, Ulimit, require_name
 from qmd_remote.reach import is_loopback
 from qmd_remote.services import GENERATION
 from qmd_remote.settings import Settings
@@ -89,7 +89,7 @@ def vllm_container(
     # the memory plan is made for the first GPU by nvidia-smi's numbers
     device = {"VLLM_CPU_KVCACHE_SPACE": str(kv_gib)} if settings.gpus == "none" else GPU_ORDER
     return Container(
-        name=settings.generation_container,
+        name=require_name(settings.generation_container, "--generation-container"),
         service=GENERATION,
         image=settings.generation_image,
         command=(*VLLM_SERVE, *command(settings, share)),

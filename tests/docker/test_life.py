@@ -176,8 +176,23 @@ def test_ctrl_c_while_the_embed_server_loads_leaves_both(box: Box):
 
 
 def test_a_container_that_somebody_removed_has_failed(box: Box):
-    """The embed server counts on it, so `status` does not call it merely not running."""
-    box.up()
+    """`status` says so, and what to type to have the same again; `restart` of all does not pass over it."""
+    box.up("--generation-context", "4096")
     box.client.containers.get(box.name).remove(force=True)
     box.until(lambda: services.find(GENERATION) is None)
     assert "failed" == box.state()
+    _, said = box.run("status")
+    assert "--generation-context 4096" in json.dumps(said["warnings"])
+    _, said = box.run("restart")
+    assert "has failed, and is not restarted" in json.dumps(said["warnings"])
+
+
+def test_a_container_that_cannot_be_removed_is_told(box: Box, tmp_path: Path):
+    """`down` does not claim to have stopped what its engine, which is away, may bring back."""
+    box.up()
+    record = services.find(GENERATION)
+    assert record is not None
+    # the keeper is at its engine's socket; a `down` that finds another one, or none, cannot look
+    code, said = box.run("down", DOCKER_HOST=f"unix://{tmp_path}/none.sock")
+    assert (1, "docker.down") == (code, said["error"]["code"])
+    assert "qmd-remote down" in said["error"]["hint"]

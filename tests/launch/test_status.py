@@ -11,10 +11,11 @@ import pytest
 
 from qmd_remote import paths, services
 from qmd_remote.errors import Exit
-from qmd_remote.launch import status
+from qmd_remote.launch import containers, status
 from qmd_remote.launch.status import ServiceStatus
 from qmd_remote.services import EMBED, GENERATION
 from qmd_remote.settings import Settings
+from qmd_remote.up_again import up_line
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +97,25 @@ def test_a_service_that_does_not_answer_is_not_called_ready():
     assert found.detail
 
 
+def test_an_engine_that_is_away_is_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A restart of the service would not help, and would stop its keeper."""
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    with services.registered(GENERATION, Settings(), url="http://127.0.0.1:1", model="m", program="docker"):
+        found = status.look()[0]
+    assert ("not answering", True) == (found.state, "systemctl start docker" in found.detail)
+
+
+def test_what_ended_by_itself_is_remembered_until_the_next_up():
+    """With the reason, and with the settings, which the hint for the next `up` needs."""
+    settings = Settings(generation_engine="docker", generation_image="vllm:1")
+    with services.registered(GENERATION, settings, url="http://x", model="m", program="docker") as place:
+        place.ended = "its container was removed by somebody else"
+    assert services.find(GENERATION) is None
+    found = status.look()[0]
+    assert ("failed", place.ended) == (found.state, found.detail)
+    assert "--generation-image vllm:1" in up_line()
+
+
 @pytest.mark.parametrize(
     ("log", "expected"),
     [
@@ -103,8 +123,9 @@ def test_a_service_that_does_not_answer_is_not_called_ready():
         ("phase: starting the container\nengine ready after 3.0 s\nbye\n", ("not answering", "restarted unless")),
     ],
 )
-def test_a_container_that_was_ready_does_not_load(log: str, expected: tuple[str, str]):
+def test_a_container_that_was_ready_does_not_load(log: str, expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch):
     """One that never answered loads; one that did and is silent now has ended or hangs."""
+    monkeypatch.setattr(containers, "engine_answers", lambda: True)
     file = paths.log_file(GENERATION)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(log, encoding="utf-8")
