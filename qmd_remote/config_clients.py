@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qmd_remote import config_flow, local
-from qmd_remote.client import config_facts, families, family_edits, json_splice, qmd_config
+from qmd_remote.client import backups, config_facts, families, family_edits, json_splice, own_values, qmd_config
 from qmd_remote.client.families import DEFAULT, Entry, Family
 from qmd_remote.client.family_choice import check_for
 from qmd_remote.client.family_edits import Endpoints
@@ -55,9 +55,10 @@ def plan_remove(family: Family, files: list[ConfigFile]) -> list[Change]:
         return [qmd_config.plan_remove(file.path) for file in files]
     changes = []
     for path in (file.path for file in files):
+        earlier = [backup.text for backup in backups.newest_first(path)]
 
-        def edit(text: str | None, name: str = path.name) -> str | None:
-            return family_edits.removed(text, family, name=name)
+        def edit(text: str | None, name: str = path.name, earlier: Sequence[str] = earlier) -> str | None:
+            return family_edits.removed(text, family, name=name, earlier=earlier)
 
         changes.append(qmd_config.plan_edit(path, edit, removal=True, mask=_mask(family)))
     return changes
@@ -198,6 +199,8 @@ def told(out: Output, changes: list[Change], family: Family, *, diff: bool, dry_
             out.note(f"{change.path} was not written (--dry-run)")
         else:
             out.note(f"{change.path} written" + (f"; the old file is {change.backup}" if change.backup else ""))
+            if change.removal:
+                _tell_of_the_past(out, family, change)
     if any(change.changed for change in changes) and not dry_run:
         if changes[0].removal:
             out.note("QMD uses its local models now")
@@ -215,6 +218,15 @@ def told(out: Output, changes: list[Change], family: Family, *, diff: bool, dry_
         }
         for change in changes
     ]
+
+
+def _tell_of_the_past(out: Output, family: Family, change: Change) -> None:
+    """Which values of the user are back, and where older files are: one may hold what is not."""
+    if family.file == "yaml" and (back := own_values.returned(family, change.before or "", change.after or "")):
+        out.note(f"as before `config write` again: {', '.join(back)}")
+    older = [str(backup.path) for backup in backups.newest_first(change.path) if backup.text != change.before]
+    if older:
+        out.note(f"older files: {', '.join(older)}")
 
 
 def family_of(client: str | None) -> Family:

@@ -71,6 +71,22 @@ def test_write_check_and_remove(family: Family, qmd_remote: Run, file: Path, sta
     assert BEFORE == file.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("client", ["llm-provider", "model-urls", "wei840222"])
+def test_a_value_that_gave_way_comes_back(client: str, qmd_remote: Run, file: Path, stand_in: Run):
+    """However often the box is written and taken out: the user's own names are back, and every copy is kept."""
+    mine = f"{BEFORE}models:\n  embed: hf:x/y\n  generate: hf:g/h\n  mine: z\n"
+    file.write_text(mine, encoding="utf-8")
+    for _ in range(2):
+        for url in (stand_in().url, stand_in().url):
+            assert 0 == qmd_remote("config", "write", "--client", client, "--url", url).code
+            assert "embed: hf:x/y" not in file.read_text(encoding="utf-8")
+        done = qmd_remote("config", "remove", "--client", client)
+        assert (0, True) == (done.code, "models.embed" in done.stderr)
+        assert f"{file}.bak" in done.stderr.replace("\n", "")
+        assert yaml.safe_load(mine) == yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert mine == file.with_name("index.yml.bak").read_text(encoding="utf-8")
+
+
 def test_the_json_file(qmd_remote: Run, cli_home: Path, stand_in: Run, monkeypatch: pytest.MonkeyPatch):
     """It lies in QMD's cache folder; what else it holds stays as it is."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cli_home / "cache"))

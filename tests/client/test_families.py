@@ -9,7 +9,7 @@ import pytest
 
 from qmd_remote.client import families
 from qmd_remote.client.families import DEFAULT, EVERYTHING, FAMILIES, LOCAL_NAME, Family
-from qmd_remote.client.family_edits import is_server
+from qmd_remote.client.own_values import is_server
 from qmd_remote.errors import UsageError
 
 PARTS = {"{embed_url}", "{generation_url}", "{embed}", "{rerank}", "{generate}", "{key}"}
