@@ -14,8 +14,7 @@ from qmd_remote.expansion import NO_THINK, SYSTEM_PROMPT
 Shape = Literal["chat", "text"]
 
 LABELS = ("lex:", "vec:", "hyde:")
-# characters of instructions, alone or with the query; the clients' own are below 2,000. A prompt that is _SURE may be longer
-MAX_PROMPT = 8000
+MAX_PROMPT = 8000  # characters, unless it is _SURE; the clients' own are below 2,000
 MAX_QUERY = 4000  # of a request without NO_THINK; nobody types more into a search
 NEAR = 1000  # characters around the labels within which instructions say what to do with them
 MAX_CUE = 40  # characters of a line such as "Output:", with which a prompt asks for its answer
