@@ -66,6 +66,8 @@ def plan_remove(family: Family, files: list[ConfigFile]) -> list[Change]:
 
 def print_env(out: Output, family: Family, given: Given) -> int:
     """Print the lines that set the family's variables in a POSIX shell. Raises as `plan_write`."""
+    family_edits.require_variables(family)
+    _require_use_of_key(family, family.variables, given, "variable")
     endpoints, block = _endpoints(out, family, None, given)
     lines = family_edits.shell_lines(family, endpoints)
     if isinstance(block.api_key, str):
@@ -104,10 +106,11 @@ def _plan_remote(out: Output, path: Path, given: Given) -> Change:
 
 
 def _plan_other(out: Output, family: Family, path: Path, given: Given) -> Change:
+    _require_use_of_key(family, (*family.file_keys, *family.variables), given, "place")
     endpoints, block = _endpoints(out, family, path, given)
     trees = family_edits.trees(family, endpoints)
     if isinstance(block.api_key, str):
-        _tell_of_the_key(out, family, endpoints)
+        _tell_of_the_key(out, family, endpoints, given)
 
     def edit(text: str | None) -> str:
         return family_edits.written(text, family, trees, name=path.name)
@@ -156,22 +159,39 @@ def _endpoints(out: Output, family: Family, path: Path | None, given: Given) -> 
     ), block
 
 
-def _tell_of_the_key(out: Output, family: Family, endpoints: Endpoints) -> None:
-    """A key that the server wants, and that does not get into the file."""
+def _tell_of_the_key(out: Output, family: Family, endpoints: Endpoints, given: Given) -> None:
+    """A key that the server wants or the user names, and that does not get into the file."""
     _require_place(family, (*family.file_keys, *family.variables))
     if endpoints.key is not None:
         return
     ways = "qmd-remote config write --client {} --api-key-literal, which copies it into the file (mode 0600)"
-    if any(template == "{key}" for _, template in family.variables):
+    if _takes_key(family.variables):
         ways = f"qmd-remote config write --client {{}} --print-env, for the shell that starts QMD; or: {ways}"
+    why = "" if given.key_variable else "the server wants a key, and "
     out.warn(
-        f"the server wants a key, and {family.name} is not known to fill in ${{…}}: no key was written",
+        f"{why}{family.name} is not known to fill in ${{…}}: no key was written",
         hint=ways.format(family.name),
     )
 
 
+def _takes_key(entries: Sequence[Entry]) -> bool:
+    return any(template == "{key}" for _, template in entries)
+
+
+def _require_use_of_key(family: Family, entries: Sequence[Entry], given: Given, what: str) -> None:
+    """Refuse options for a key that this client has no place for, whatever the server says."""
+    options = {"--api-key-env": given.key_variable, "--api-key-literal": given.literal}
+    named = next((option for option, value in options.items() if value), None)
+    if named and not _takes_key(entries):
+        raise ConfigError(
+            f"{family.name} has no {what} for a key that is known, so {named} cannot be used",
+            hint=f"leave {named} out; see docs/clients/{family.name}.md for a server that wants a key",
+            code="client.no_key",
+        )
+
+
 def _require_place(family: Family, entries: Sequence[Entry]) -> None:
-    if not any(template == "{key}" for _, template in entries):
+    if not _takes_key(entries):
         raise ConfigError(
             f"the server wants a key, and {family.name} is not known to have a place for one",
             hint=f"see docs/clients/{family.name}.md; the server needs no key where it listens on its own machine only",

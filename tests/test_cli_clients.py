@@ -146,9 +146,10 @@ def test_a_family_without_a_file_is_told_the_way(qmd_remote: Run, file: Path):
 
 
 def test_a_family_with_a_file_only_has_no_variables(qmd_remote: Run, file: Path):
-    """--print-env names the command that writes its file."""
+    """--print-env names the command that writes its file, and asks no server before it does."""
     done = qmd_remote("config", "write", "--client", "pr619", "--url", "http://b:1", "--print-env")
     assert (2, "") == (done.code, done.stdout)
+    assert "warning" not in done.stderr
     assert "qmd-remote config write --client llm-provider" in done.stderr.replace("\n", " ")
 
 
@@ -160,9 +161,10 @@ def test_a_protocol_that_is_not_served_is_refused(qmd_remote: Run, file: Path):
 
 
 def test_an_unknown_family(qmd_remote: Run, file: Path):
-    """The error lists the names."""
+    """The error repeats it, and lists the names and their aliases."""
     done = qmd_remote("config", "write", "--client", "acme", "--url", "http://b:1")
-    assert (2, True) == (done.code, all(family.name in done.stderr for family in FAMILIES))
+    assert (2, True) == (done.code, "'acme'" in done.stderr)
+    assert all(name in done.stderr for family in FAMILIES for name in (family.name, *family.aliases))
 
 
 # the key
@@ -189,6 +191,17 @@ def test_a_client_without_a_place_for_a_key(qmd_remote: Run, cli_home: Path, sta
     done = qmd_remote("config", "write", "--client", "325", "--url", stand_in(key=SECRET).url, "--file", path, "--json")
     assert (4, "client.no_key") == (done.code, done.envelope()["error"]["code"])
     assert not path.exists()
+
+
+@pytest.mark.parametrize("line", [("ollama", "--print-env"), ("remote-mode", "--print-env"), ("model-urls",)])
+def test_a_key_that_a_client_has_no_place_for(line: tuple[str, ...], qmd_remote: Run, file: Path, nobody: str):
+    """The option is what is refused: a server that nobody reached wants nothing."""
+    done = qmd_remote("config", "write", "--url", nobody, "--api-key-env", "K", "--json", "--client", *line)
+    error = done.envelope()["error"]
+    assert (4, "client.no_key", []) == (done.code, error["code"], done.envelope()["warnings"])
+    assert "--api-key-env cannot be used" in error["message"]
+    assert "server wants" not in error["message"]
+    assert BEFORE == file.read_text(encoding="utf-8")
 
 
 # URLs

@@ -155,11 +155,7 @@ def shell_lines(family: Family, endpoints: Endpoints) -> list[str]:
     Raises ConfigError for a family that our server does not serve, UsageError for one without variables, for a name
     that no variable has, and for two URLs where one fits.
     """
-    if not family.served:
-        raise unserved(family)
-    if not family.variables:
-        hint = f"qmd-remote config write --client {family.name}"
-        raise UsageError(f"{family.name} reads a file, and no variables are known for it", hint=hint)
+    require_variables(family)
     _require_one_server(family, endpoints)
     known = values(family, replace(endpoints, key=None))
     lines = []
@@ -171,6 +167,15 @@ def shell_lines(family: Family, endpoints: Endpoints) -> list[str]:
         elif (value := filled(template, known)) is not None:
             lines.append(f"export {name}={shlex.quote(value)}")
     return lines
+
+
+def require_variables(family: Family) -> None:
+    """Raise as `shell_lines` does, where there are no lines for this family whatever the server is."""
+    if not family.served:
+        raise unserved(family)
+    if not family.variables:
+        hint = f"qmd-remote config write --client {family.name}"
+        raise UsageError(f"{family.name} reads a file, and no variables are known for it", hint=hint)
 
 
 def unserved(family: Family) -> ConfigError:
