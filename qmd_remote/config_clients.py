@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qmd_remote import config_flow, local
-from qmd_remote.client import config_facts, families, family_edits, json_splice, qmd_config
+from qmd_remote.client import backups, config_facts, families, family_edits, json_splice, own_values, qmd_config
 from qmd_remote.client.families import DEFAULT, Entry, Family
 from qmd_remote.client.family_choice import check_for
 from qmd_remote.client.family_edits import Endpoints
@@ -55,9 +55,10 @@ def plan_remove(family: Family, files: list[ConfigFile]) -> list[Change]:
         return [qmd_config.plan_remove(file.path) for file in files]
     changes = []
     for path in (file.path for file in files):
+        earlier = [backup.text for backup in backups.newest_first(path)]
 
-        def edit(text: str | None, name: str = path.name) -> str | None:
-            return family_edits.removed(text, family, name=name)
+        def edit(text: str | None, name: str = path.name, earlier: Sequence[str] = earlier) -> str | None:
+            return family_edits.removed(text, family, name=name, earlier=earlier)
 
         changes.append(qmd_config.plan_edit(path, edit, removal=True, mask=_mask(family)))
     return changes
@@ -65,6 +66,8 @@ def plan_remove(family: Family, files: list[ConfigFile]) -> list[Change]:
 
 def print_env(out: Output, family: Family, given: Given) -> int:
     """Print the lines that set the family's variables in a POSIX shell. Raises as `plan_write`."""
+    family_edits.require_variables(family)
+    _require_use_of_key(family, family.variables, given, "variable")
     endpoints, block = _endpoints(out, family, None, given)
     lines = family_edits.shell_lines(family, endpoints)
     if isinstance(block.api_key, str):
@@ -103,10 +106,11 @@ def _plan_remote(out: Output, path: Path, given: Given) -> Change:
 
 
 def _plan_other(out: Output, family: Family, path: Path, given: Given) -> Change:
+    _require_use_of_key(family, (*family.file_keys, *family.variables), given, "place")
     endpoints, block = _endpoints(out, family, path, given)
     trees = family_edits.trees(family, endpoints)
     if isinstance(block.api_key, str):
-        _tell_of_the_key(out, family, endpoints)
+        _tell_of_the_key(out, family, endpoints, given)
 
     def edit(text: str | None) -> str:
         return family_edits.written(text, family, trees, name=path.name)
@@ -155,22 +159,39 @@ def _endpoints(out: Output, family: Family, path: Path | None, given: Given) -> 
     ), block
 
 
-def _tell_of_the_key(out: Output, family: Family, endpoints: Endpoints) -> None:
-    """A key that the server wants, and that does not get into the file."""
+def _tell_of_the_key(out: Output, family: Family, endpoints: Endpoints, given: Given) -> None:
+    """A key that the server wants or the user names, and that does not get into the file."""
     _require_place(family, (*family.file_keys, *family.variables))
     if endpoints.key is not None:
         return
     ways = "qmd-remote config write --client {} --api-key-literal, which copies it into the file (mode 0600)"
-    if any(template == "{key}" for _, template in family.variables):
+    if _takes_key(family.variables):
         ways = f"qmd-remote config write --client {{}} --print-env, for the shell that starts QMD; or: {ways}"
+    why = "" if given.key_variable else "the server wants a key, and "
     out.warn(
-        f"the server wants a key, and {family.name} is not known to fill in ${{…}}: no key was written",
+        f"{why}{family.name} is not known to fill in ${{…}}: no key was written",
         hint=ways.format(family.name),
     )
 
 
+def _takes_key(entries: Sequence[Entry]) -> bool:
+    return any(template == "{key}" for _, template in entries)
+
+
+def _require_use_of_key(family: Family, entries: Sequence[Entry], given: Given, what: str) -> None:
+    """Refuse options for a key that this client has no place for, whatever the server says."""
+    options = {"--api-key-env": given.key_variable, "--api-key-literal": given.literal}
+    named = next((option for option, value in options.items() if value), None)
+    if named and not _takes_key(entries):
+        raise ConfigError(
+            f"{family.name} has no {what} for a key that is known, so {named} cannot be used",
+            hint=f"leave {named} out; see docs/clients/{family.name}.md for a server that wants a key",
+            code="client.no_key",
+        )
+
+
 def _require_place(family: Family, entries: Sequence[Entry]) -> None:
-    if not any(template == "{key}" for _, template in entries):
+    if not _takes_key(entries):
         raise ConfigError(
             f"the server wants a key, and {family.name} is not known to have a place for one",
             hint=f"see docs/clients/{family.name}.md; the server needs no key where it listens on its own machine only",
@@ -198,6 +219,8 @@ def told(out: Output, changes: list[Change], family: Family, *, diff: bool, dry_
             out.note(f"{change.path} was not written (--dry-run)")
         else:
             out.note(f"{change.path} written" + (f"; the old file is {change.backup}" if change.backup else ""))
+            if change.removal:
+                _tell_of_the_past(out, family, change)
     if any(change.changed for change in changes) and not dry_run:
         if changes[0].removal:
             out.note("QMD uses its local models now")
@@ -215,6 +238,15 @@ def told(out: Output, changes: list[Change], family: Family, *, diff: bool, dry_
         }
         for change in changes
     ]
+
+
+def _tell_of_the_past(out: Output, family: Family, change: Change) -> None:
+    """Which values of the user are back, and where older files are: one may hold what is not."""
+    if family.file == "yaml" and (back := own_values.returned(family, change.before or "", change.after or "")):
+        out.note(f"as before `config write` again: {', '.join(back)}")
+    older = [str(backup.path) for backup in backups.newest_first(change.path) if backup.text != change.before]
+    if older:
+        out.note(f"older files: {', '.join(older)}")
 
 
 def family_of(client: str | None) -> Family:

@@ -14,7 +14,7 @@ from qmd_remote.expansion import NO_THINK, SYSTEM_PROMPT
 Shape = Literal["chat", "text"]
 
 LABELS = ("lex:", "vec:", "hyde:")
-MAX_PROMPT = 8000  # characters; the clients' own are below 2,000
+MAX_PROMPT = 8000  # characters, unless it is _SURE; the clients' own are below 2,000
 MAX_QUERY = 4000  # of a request without NO_THINK; nobody types more into a search
 NEAR = 1000  # characters around the labels within which instructions say what to do with them
 MAX_CUE = 40  # characters of a line such as "Output:", with which a prompt asks for its answer
@@ -27,6 +27,7 @@ OTHER_FORMS = frozenset(
 )
 ONE_ANSWER = frozenset({"n", "best_of"})
 
+_SURE = re.compile(r"\s*/no_think\s+Expand this search query:")
 _EXPAND = re.compile(r"Expand this search query:\s*(\S.*)", re.DOTALL)
 _QUERY_LINE = re.compile(r"(?i)(?:^|\b)query[ \t]*:[ \t]*(\S.*)$")
 _NO_THINK = re.compile(r"/no_think\b[ \t]*")
@@ -136,7 +137,7 @@ def _unlabelled(text: str) -> str:
 
 def _in_prompt(prompt: str) -> str:
     """One text that holds the instructions, if there are any, and the query."""
-    if len(prompt) > MAX_PROMPT:
+    if len(prompt) > MAX_PROMPT and not _SURE.match(prompt):
         return ""
     wanted = _EXPAND.search(prompt)
     if wanted and "/no_think" in prompt and not _labelled(prompt):

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from qmd_remote import atomic, paths, service_checks, services, up_flow
+from qmd_remote import atomic, keys, paths, service_checks, services, up_flow
 from qmd_remote.client import qmd_config
 from qmd_remote.errors import ConfigError, NotRunning, PrerequisiteError, ServiceFailed
 from qmd_remote.launch import containers, docker_plan, hardware, plan, systemd, unit
@@ -37,8 +37,10 @@ def unit_file(env: Mapping[str, str] = os.environ) -> Path:
 
 
 def show_unit(out: Output, wanted: Settings, given: Mapping[str, object]) -> int:
-    """Write the unit that `install` would put in place to stdout."""
-    content = _content(out, launch_up.absolute(wanted), given)
+    """Write the unit that `install` would put in place to stdout. Raises ConfigError where a file for it is missing."""
+    wanted = launch_up.absolute(wanted)
+    _require_files(wanted)
+    content = _content(out, wanted, given)
     out.raw(content)
     return out.finish({"path": unit_file(), "unit": content})
 
@@ -55,6 +57,7 @@ def install(out: Output, wanted: Settings, why: str, given: Mapping[str, object]
         f"{' '.join(('qmd-remote up', out.given)).rstrip()}"
     )
     wanted = launch_up.absolute(wanted)
+    _require_files(wanted)
     content = _content(out, wanted, given)
     before = _ours_at(path)
     _look_ahead(out, wanted)
@@ -200,11 +203,20 @@ def _ours_at(path: Path) -> str | None:
     return content
 
 
+def _require_files(wanted: Settings) -> None:
+    """Raise ConfigError where a key or a certificate is missing: such a path is not absolute yet, and no start works.
+
+    The key of this shell does not stand in for the file, since it does not get into the unit.
+    """
+    if wanted.api_key_file:
+        keys.read_file(wanted.api_key_file)
+    server_tls(wanted)
+
+
 def _look_ahead(out: Output, wanted: Settings) -> None:
     """Find what would stop the start before anything is written. Raises as `up` does."""
     if wanted.generation_engine == "external" and wanted.generation_url:
         wanted = replace(wanted, generation_url=qmd_config.normalise_url(wanted.generation_url))
-    server_tls(wanted)
     planned = plan.make(wanted, hardware.probe(), paths.cache_dir(), held=up_flow.held(wanted))
     docker_plan.require_fit(wanted, planned.generation.memory)
     if planned.generation.engine == "off" and wanted.generation_engine != "off":

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qmd_remote import atomic, editor, paths, services, settings_edit, settings_file, views_settings
+from qmd_remote import atomic, editor, paths, services, setting_values, settings_edit, settings_file, views_settings
 from qmd_remote.errors import ConfigError, QmdRemoteError
 from qmd_remote.output import Output
 from qmd_remote.settings import Settings, names, resolve
+from qmd_remote.up_again import BARE, up_line
 
 HEADER = "# Settings of qmd-remote, a line each: name = value. All of them: qmd-remote settings\n"
 EDIT = "qmd-remote settings edit"
@@ -106,8 +108,17 @@ def _finish(
         way = "qmd-remote settings unset api_key" if origin.startswith("file") else "unset QMD_REMOTE_API_KEY"
         out.warn(f"the key itself is set as well, by {origin}, and wins over the file that holds one", hint=way)
     if restart:
-        out.note(f"still running with other settings: {', '.join(restart)}; next: qmd-remote up")
+        out.note(f"still running with other settings: {', '.join(restart)}; next: {_up_with(named)}")
     return out.finish({**data, "settings": [asdict(row) for row in shown], "restart": restart})
+
+
+def _up_with(named: Collection[str]) -> str:
+    """The `up` that gives what runs with the new values of these settings: the options that they had are left out."""
+    command, words = BARE.split(), shlex.split(up_line())
+    options = words[len(command) :]  # each with a value
+    old = {setting_values.flag_of(name) for name in named}
+    kept = [word for pair in zip(options[::2], options[1::2], strict=True) if pair[0] not in old for word in pair]
+    return shlex.join([*command, *kept])
 
 
 def _to_restart(before: Settings | None, after: Settings) -> list[str]:

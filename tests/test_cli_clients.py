@@ -71,6 +71,22 @@ def test_write_check_and_remove(family: Family, qmd_remote: Run, file: Path, sta
     assert BEFORE == file.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("client", ["llm-provider", "model-urls", "wei840222"])
+def test_a_value_that_gave_way_comes_back(client: str, qmd_remote: Run, file: Path, stand_in: Run):
+    """However often the box is written and taken out: the user's own names are back, and every copy is kept."""
+    mine = f"{BEFORE}models:\n  embed: hf:x/y\n  generate: hf:g/h\n  mine: z\n"
+    file.write_text(mine, encoding="utf-8")
+    for _ in range(2):
+        for url in (stand_in().url, stand_in().url):
+            assert 0 == qmd_remote("config", "write", "--client", client, "--url", url).code
+            assert "embed: hf:x/y" not in file.read_text(encoding="utf-8")
+        done = qmd_remote("config", "remove", "--client", client)
+        assert (0, True) == (done.code, "models.embed" in done.stderr)
+        assert f"{file}.bak" in done.stderr.replace("\n", "")
+        assert yaml.safe_load(mine) == yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert mine == file.with_name("index.yml.bak").read_text(encoding="utf-8")
+
+
 def test_the_json_file(qmd_remote: Run, cli_home: Path, stand_in: Run, monkeypatch: pytest.MonkeyPatch):
     """It lies in QMD's cache folder; what else it holds stays as it is."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(cli_home / "cache"))
@@ -130,9 +146,10 @@ def test_a_family_without_a_file_is_told_the_way(qmd_remote: Run, file: Path):
 
 
 def test_a_family_with_a_file_only_has_no_variables(qmd_remote: Run, file: Path):
-    """--print-env names the command that writes its file."""
+    """--print-env names the command that writes its file, and asks no server before it does."""
     done = qmd_remote("config", "write", "--client", "pr619", "--url", "http://b:1", "--print-env")
     assert (2, "") == (done.code, done.stdout)
+    assert "warning" not in done.stderr
     assert "qmd-remote config write --client llm-provider" in done.stderr.replace("\n", " ")
 
 
@@ -144,9 +161,10 @@ def test_a_protocol_that_is_not_served_is_refused(qmd_remote: Run, file: Path):
 
 
 def test_an_unknown_family(qmd_remote: Run, file: Path):
-    """The error lists the names."""
+    """The error repeats it, and lists the names and their aliases."""
     done = qmd_remote("config", "write", "--client", "acme", "--url", "http://b:1")
-    assert (2, True) == (done.code, all(family.name in done.stderr for family in FAMILIES))
+    assert (2, True) == (done.code, "'acme'" in done.stderr)
+    assert all(name in done.stderr for family in FAMILIES for name in (family.name, *family.aliases))
 
 
 # the key
@@ -173,6 +191,17 @@ def test_a_client_without_a_place_for_a_key(qmd_remote: Run, cli_home: Path, sta
     done = qmd_remote("config", "write", "--client", "325", "--url", stand_in(key=SECRET).url, "--file", path, "--json")
     assert (4, "client.no_key") == (done.code, done.envelope()["error"]["code"])
     assert not path.exists()
+
+
+@pytest.mark.parametrize("line", [("ollama", "--print-env"), ("remote-mode", "--print-env"), ("model-urls",)])
+def test_a_key_that_a_client_has_no_place_for(line: tuple[str, ...], qmd_remote: Run, file: Path, nobody: str):
+    """The option is what is refused: a server that nobody reached wants nothing."""
+    done = qmd_remote("config", "write", "--url", nobody, "--api-key-env", "K", "--json", "--client", *line)
+    error = done.envelope()["error"]
+    assert (4, "client.no_key", []) == (done.code, error["code"], done.envelope()["warnings"])
+    assert "--api-key-env cannot be used" in error["message"]
+    assert "server wants" not in error["message"]
+    assert BEFORE == file.read_text(encoding="utf-8")
 
 
 # URLs

@@ -170,7 +170,7 @@ def test_remove_undoes_write(qmd_remote: Run, file: Path, nobody: str):
     written = file.read_bytes()
     done = qmd_remote("config", "remove", "--diff")
     assert (0, old, 0o640) == (done.code, file.read_bytes(), stat.S_IMODE(file.stat().st_mode))
-    assert written == file.with_name("index.yml.bak").read_bytes()
+    assert written == file.with_name("index.yml.bak2").read_bytes()
     assert f"-  url: {nobody}\n" in done.stdout
     assert "local models" in done.stderr
     again = qmd_remote("config", "remove", "--json").envelope()["data"]

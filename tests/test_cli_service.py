@@ -41,6 +41,14 @@ def test_the_unit_is_printed_alone(qmd_remote: Run, cli_home: Path):
     assert not (cli_home / "c").exists()
 
 
+@pytest.mark.parametrize("named", [("--api-key-file", "k"), ("--tls-cert", "c.pem", "--tls-key", "k.pem")])
+def test_a_file_that_is_missing_gets_into_no_unit(named: tuple[str, ...], qmd_remote: Run, cli_home: Path):
+    """A unit with a relative path to nothing would never start: it is refused as `up` does, and not printed."""
+    done = qmd_remote("service", "install", "--print", *named, *EXTERNAL, QMD_REMOTE_API_KEY="of-this-shell")
+    assert (4, "") == (done.code, done.stdout)
+    assert named[1] in done.stderr
+
+
 def test_what_is_printed_is_what_is_installed(service: Run, cli_home: Path):
     """The same options, the same bytes."""
     printed = service("install", "--print", *EXTERNAL).stdout

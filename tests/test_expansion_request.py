@@ -177,6 +177,28 @@ def test_instructions_are_read_in_time(filling):
     assert {query_of("chat", chat(prompt, "tea")) for _ in range(100)} <= {"", "tea"}
 
 
+@pytest.mark.parametrize("shape", ["chat", "text"])
+@pytest.mark.parametrize(
+    "filling", ["a", "tea ", "lex: vec: hyde: query:", "/no_think ", "Expand this search query:", "<| "]
+)
+def test_the_sure_form_may_be_long(shape, filling):
+    """What names itself an expansion is one, and is read in time, whatever the query is made of."""
+    prompt = f"/no_think Expand this search query: tea {filling * (60_000 // len(filling))}"
+    request_ = chat(prompt) if shape == "chat" else {"prompt": prompt}
+    assert all(query_of(shape, request_) for _ in range(10))
+
+
+def test_other_prompts_may_not_be_long():
+    """Instructions of thousands of words, with a query in them or beside them, are no client's."""
+    assert "tea" == query_of("chat", chat(f"{ASKS}\nQuery: tea"))
+    assert "" == query_of("chat", chat(f"{ASKS}{' ' * 8000}\nQuery: tea"))
+    assert "" == query_of("chat", chat(ASKS + " " * 8000, "/no_think tea"))
+    assert "" == query_of("chat", chat(f"{'a' * 8000} /no_think Expand this search query: tea"))
+    assert query_of("chat", chat(ASKS, "a" * 4000))
+    assert "" == query_of("chat", chat(ASKS, "a" * 4001))
+    assert query_of("chat", chat(ASKS, f"/no_think {'a' * 40_000}"))
+
+
 def test_many_spaces_are_read_in_time():
     """Reading takes time in proportion to the request: this one would take hours otherwise."""
     assert "a" == query_of("chat", chat(ASKS, f"/no_think {' ' * 60_000}a"))

@@ -60,3 +60,25 @@ def test_status_says_it(qmd_remote, cli_home: Path, monkeypatch: pytest.MonkeyPa
     record(GENERATION, generation_engine="off", port=9001)
     hints = [one["hint"] for one in qmd_remote("status", "--json").envelope()["warnings"]]
     assert [hint for hint in hints if hint.endswith("qmd-remote up --preset mini --generation off")]
+
+
+@pytest.mark.parametrize(
+    ("changed", "there", "gone"),
+    [
+        ("echo_model=true", ["--generation off", "--port 9001"], []),
+        ("port=9002", ["--generation off"], ["--port"]),
+        ("preset=mini", ["--generation off", "--port 9001"], ["--preset"]),
+    ],
+)
+def test_settings_set_says_it(
+    qmd_remote, cli_home: Path, monkeypatch: pytest.MonkeyPatch, changed: str, there: list[str], gone: list[str]
+):
+    """After a change `up` gives what runs, with the new value: generation that is off is not started by it."""
+    monkeypatch.setenv("QMD_REMOTE_HOME", str(cli_home))
+    wanted = resolve({"preset": "cpu", "generation_engine": "off", "port": 9001})
+    with services.registered(EMBED, wanted, url="http://127.0.0.1:1", model="m", program="pytest"):
+        said = qmd_remote("settings", "set", changed).stderr
+    line = " ".join(said.split()).partition("next: ")[2]
+    assert "qmd-remote up " in line
+    assert all(part in line for part in there)
+    assert not any(part in line for part in gone)

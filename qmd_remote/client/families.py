@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from qmd_remote.errors import UsageError
+from qmd_remote.setting_values import did_you_mean
 
 Role = Literal["embed", "rerank", "expand"]
 FileKind = Literal["yaml", "json"]
@@ -16,6 +18,8 @@ Entry = tuple[str, str]
 EVERYTHING: tuple[Role, ...] = ("embed", "rerank", "expand")
 DEFAULT = "chronologos"
 LOCAL_NAME = r"(?i)(hf|huggingface):.*|huggingface\.co/.*|[^#]*\.gguf([.?].*)?"
+
+_NO_KEY = re.compile(r"(?!sk-|hf_)[#\w-]{1,16}")  # what may be repeated: a key may stand in the wrong place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,8 +216,12 @@ def find(name: str) -> Family:
     wanted = f"pr{plain}" if plain.isdigit() else plain
     found = next((family for family in FAMILIES if wanted in (family.name, *family.aliases)), None)
     if found is None:
-        names = ", ".join(family.name for family in FAMILIES)
-        raise UsageError("no family of QMD's clients has the name that --client gives", hint=f"one of: {names}")
+        # the number of another pull request is no guess
+        words = [word for word, _ in names() if not word.startswith("pr")]
+        accepted = ", ".join(" or ".join((family.name, *family.aliases)) for family in FAMILIES)
+        called = f"is called '{name}'" if _NO_KEY.fullmatch(name) else "has the name that --client gives"
+        message = f"no family of QMD's clients {called}{did_you_mean(plain, words)}"
+        raise UsageError(message, hint=f"one of: {accepted}")
     return found
 
 

@@ -12,7 +12,7 @@ from qmd_remote.client import json_splice
 from qmd_remote.client.config_check import Checked, Facts
 from qmd_remote.client.config_values import EXAMPLE, Finding, Severity, cleartext
 from qmd_remote.client.families import DEFAULT, FAMILIES, Family, Path, Role
-from qmd_remote.client.family_edits import is_server
+from qmd_remote.client.own_values import is_server
 from qmd_remote.client.qmd_config import HIDDEN, normalise_url
 from qmd_remote.client.remote_block import expand, is_literal
 from qmd_remote.client.yaml_document import Document, Node, Refused, What, parse

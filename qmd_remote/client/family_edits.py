@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from qmd_remote.client import json_splice
-from qmd_remote.client.families import LOCAL_NAME, Family, Path
+from qmd_remote.client.families import Family, Path
+from qmd_remote.client.own_values import SHARED_BLOCK, before_ours, is_mine, keys_of, mapping_of
 from qmd_remote.client.remote_block import ModelNames, Tree, require_variable
 from qmd_remote.client.yaml_cut import cut
 from qmd_remote.client.yaml_document import Document, Node, parse
 from qmd_remote.client.yaml_splice import splice_block
 from qmd_remote.errors import ConfigError, UsageError
-
-_SHARED = frozenset(["embed", "rerank", "generate"])  # the keys of `models:` that name local models as well
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +105,11 @@ def written(text: str | None, family: Family, wanted: Mapping[str, Tree], *, nam
     return after
 
 
-def removed(text: str | None, family: Family, *, name: str) -> str | None:
+def removed(text: str | None, family: Family, *, name: str, earlier: Sequence[str] = ()) -> str | None:
     """The file's text without the family's keys, and without a block that has nothing else; None for no file.
 
-    Names of local models stay. Raises ConfigError as `written` does.
+    Names of local models stay, and those that gave way come back from the `earlier` texts of the file, the newest
+    first. Raises ConfigError as `written` does.
     """
     if text is None:
         return None
@@ -121,50 +121,32 @@ def removed(text: str | None, family: Family, *, name: str) -> str | None:
     after = text
     # `models:` first: what `llm:` looks up there belongs to it as long as that is there
     for block in sorted({path[0] for path, _ in family.paths}, reverse=True):
-        after = _without_block(after, family, block, name)
+        after = _without_block(after, family, block, name, earlier)
     return after
 
 
-def _without_block(text: str, family: Family, block: str, name: str) -> str:
+def _without_block(text: str, family: Family, block: str, name: str, earlier: Sequence[str]) -> str:
     document = parse(text, name)
-    pair = document.root.get(block) if document.root and document.root.kind == "mapping" else None
-    if pair is None or document.resolve(pair[1]).kind != "mapping":
+    node = mapping_of(document, block)
+    if node is None:
         return text
-    node = document.resolve(pair[1])
-    gone = [key for key in _own_keys(family, block) if _is_mine(document, family, node, key)]
+    gone = [key for key in keys_of(family, block) if is_mine(document, family, node, key)]
     if not gone:
         return text
-    if len(gone) == len(node.pairs):
+    back = before_ours(family, gone, earlier) if block == SHARED_BLOCK else {}
+    if len(gone) == len(node.pairs) and not back:
         return cut(text, block, name=name)
-    return splice_block(text, block, dict.fromkeys(gone), name=name)
+    # a text cannot take the place of keys in one step
+    wide = [key for key, value in back.items() if isinstance(value, str) and _has_keys(document, node, key)]
+    if wide:
+        text = splice_block(text, block, dict.fromkeys(wide), name=name)
+    tree: Tree = {key: back.get(key) for key in gone if key in back or key not in wide}
+    return splice_block(text, block, tree, name=name)
 
 
-def _own_keys(family: Family, block: str) -> list[str]:
-    return list(dict.fromkeys(path[1] for path, _ in family.paths if path[0] == block))
-
-
-def _is_mine(document: Document, family: Family, node: Node, key: str) -> bool:
-    """Whether a key is one that the family wrote: `models.embed` may name a local model, or belong to another one."""
+def _has_keys(document: Document, node: Node, key: str) -> bool:
     pair = node.get(key)
-    if pair is None:
-        return False
-    value = document.resolve(pair[1])
-    fixed = [(path, text) for path, text in family.paths if len(path) > 2 and path[1] == key and "{" not in text]
-    if fixed:
-        found = ((value.get(path[2]), text) for path, text in fixed)
-        return all(inner is not None and document.resolve(inner[1]).value == text for inner, text in found)
-    if key not in _SHARED:
-        return True
-    if value.kind != "scalar" or family.name == "model-urls":
-        return is_server(value.value)
-    # what `llm:` looks up in `models:` has no meaning without that block
-    looked_up = document.root is not None and document.root.get("llm") is not None
-    return looked_up and not is_server(value.value) and not re.fullmatch(LOCAL_NAME, value.value)
-
-
-def is_server(text: str) -> bool:
-    """Whether a text that stands for a model is a server's URL, and not that of a file which QMD fetches."""
-    return re.match(r"https?://", text, re.IGNORECASE) is not None and not re.fullmatch(LOCAL_NAME, text)
+    return pair is not None and document.resolve(pair[1]).kind == "mapping"
 
 
 def shell_lines(family: Family, endpoints: Endpoints) -> list[str]:
@@ -173,11 +155,7 @@ def shell_lines(family: Family, endpoints: Endpoints) -> list[str]:
     Raises ConfigError for a family that our server does not serve, UsageError for one without variables, for a name
     that no variable has, and for two URLs where one fits.
     """
-    if not family.served:
-        raise unserved(family)
-    if not family.variables:
-        hint = f"qmd-remote config write --client {family.name}"
-        raise UsageError(f"{family.name} reads a file, and no variables are known for it", hint=hint)
+    require_variables(family)
     _require_one_server(family, endpoints)
     known = values(family, replace(endpoints, key=None))
     lines = []
@@ -189,6 +167,15 @@ def shell_lines(family: Family, endpoints: Endpoints) -> list[str]:
         elif (value := filled(template, known)) is not None:
             lines.append(f"export {name}={shlex.quote(value)}")
     return lines
+
+
+def require_variables(family: Family) -> None:
+    """Raise as `shell_lines` does, where there are no lines for this family whatever the server is."""
+    if not family.served:
+        raise unserved(family)
+    if not family.variables:
+        hint = f"qmd-remote config write --client {family.name}"
+        raise UsageError(f"{family.name} reads a file, and no variables are known for it", hint=hint)
 
 
 def unserved(family: Family) -> ConfigError:

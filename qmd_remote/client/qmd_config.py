@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from qmd_remote import atomic
+from qmd_remote.client import backups
 from qmd_remote.client.remote_block import ModelNames, RemoteBlock, expand, is_literal, references
 from qmd_remote.client.yaml_cut import cut
 from qmd_remote.client.yaml_document import Document, Node, parse
@@ -88,7 +89,7 @@ class Change:
     @property
     def backup(self) -> Path | None:
         """The copy of the old file that a change leaves behind."""
-        return self.path.with_name(f"{self.path.name}.bak") if self.changed and not self.created else None
+        return backups.place(self.path, self.before) if self.changed and self.before is not None else None
 
 
 def normalise_url(text: str) -> str:
@@ -267,9 +268,9 @@ def _write(change: Change) -> None:
         if old and not os.access(target, os.W_OK):
             raise PermissionError(0, "it is read-only")
         target.parent.mkdir(parents=True, exist_ok=True)
-        if change.backup and change.before is not None:
+        if (backup := change.backup) and change.before is not None:
             # it may hold the key that stood there before
-            atomic.put(change.backup, change.before, mode=new_mode, owner=old)
+            atomic.put(backup, change.before, mode=new_mode, owner=old)
         atomic.put(target, change.after, mode=new_mode, owner=old)
     except OSError as error:
         raise ConfigError(

@@ -6,6 +6,7 @@ A stream that breaks off at its source breaks off here, too.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -34,6 +35,7 @@ from qmd_remote.server.hangup import while_connected
 
 log = logging.getLogger(__name__)
 
+_OBJECT = re.compile(rb"[ \t\r\n]*\{")
 MAX_ANSWER_BYTES = 64 * 2**20  # of one that is not streamed: it is held here until it is whole
 
 
@@ -135,8 +137,25 @@ async def completions(request: Request) -> Response:
 
 async def _pass_on(request: Request, path: str) -> Response:
     body = await read_body(request, request.app.state.settings.max_body_mb)
-    headers = chosen(request.headers.raw, TO_SERVICE)
+    headers = _as_json(chosen(request.headers.raw, TO_SERVICE), body)
     if asked := request.app.state.expander.recognised(path, headers, body):
         expanded: Response = await while_connected(request, request.app.state.expander.answer(asked))
         return expanded
     return PassedOn(request.app.state.gateway, path, headers, body)
+
+
+def _as_json(headers: Headers, body: bytes) -> Headers:
+    """The headers with JSON's content type for what looks like an object: engines refuse it under another one.
+
+    Clients leave it out or send a form's, as curl does, and embeddings take that. The first byte has to do, since a
+    body may be too large to be read here.
+    """
+    there = dict(headers)
+    kind = there.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    is_json = kind == b"application/json" or kind.endswith(b"+json")
+    if is_json or b"content-encoding" in there or not _OBJECT.match(body):
+        return headers
+    return [
+        *((name, value) for name, value in headers if name != b"content-type"),
+        (b"content-type", b"application/json"),
+    ]

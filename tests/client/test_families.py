@@ -9,7 +9,7 @@ import pytest
 
 from qmd_remote.client import families
 from qmd_remote.client.families import DEFAULT, EVERYTHING, FAMILIES, LOCAL_NAME, Family
-from qmd_remote.client.family_edits import is_server
+from qmd_remote.client.own_values import is_server
 from qmd_remote.errors import UsageError
 
 PARTS = {"{embed_url}", "{generation_url}", "{embed}", "{rerank}", "{generate}", "{key}"}
@@ -101,13 +101,32 @@ def test_aliases(alias: str, name: str):
     assert name == families.find(alias).name
 
 
-@pytest.mark.parametrize("name", ["", "#", "pr", "1", "²", "pr706", "sk-secret", "705x"])
+@pytest.mark.parametrize("name", ["", "#", "pr", "1", "²", "pr706", "sk-secret", "secret" * 3, "705x"])
 def test_an_unknown_name_is_refused_with_the_names_there_are(name: str):
-    """The error does not repeat what was given, which may be a key in the wrong place."""
+    """The error repeats what was given, unless that may be a key in the wrong place."""
     with pytest.raises(UsageError) as caught:
         families.find(name)
     assert all(family.name in caught.value.hint for family in FAMILIES)
-    assert "sk-secret" not in caught.value.message + caught.value.hint
+    assert "secret" not in caught.value.message + caught.value.hint
+    assert (f"'{name}'" in caught.value.message) == (name != "" and "secret" not in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "guess"),
+    [
+        ("olama", "ollama"),
+        ("LLM-provder", "llm-provider"),
+        ("cellect", "cellect-ai"),
+        ("pr706", ""),
+        ("", ""),
+        ("zzz", ""),
+    ],
+)
+def test_a_guess_for_a_mistyped_name(name: str, guess: str):
+    """The nearest word is named; the number of another pull request is not."""
+    with pytest.raises(UsageError) as caught:
+        families.find(name)
+    assert (f"did you mean {guess}?" in caught.value.message) if guess else ("mean" not in caught.value.message)
 
 
 def test_completion_offers_every_name():

@@ -34,12 +34,29 @@ SECRET = "pa55word"
 def test_bytes_pass_unchanged(door, service, path):
     """Whatever the bodies hold, the service gets these bytes, and the client gets the service's."""
     service.answer = lambda handler, body: say(handler, 200, body[::-1], content_type="text/odd; x=y")
-    for raw in (b"", b"{", b'{"a" :\t"\\ud83d"}\n', b"\x00\xff\r\n\r\n", "né☃".encode(), b"x" * 300_000):
+    for raw in (b"", b"[1]", b'"{}"', b"a=b&c={}", b"\x00\xff\r\n\r\n", "né☃".encode(), b"x" * 300_000):
         answer = door.http.post(path, content=raw, headers={"Content-Type": "text/strange"})
         assert (200, raw[::-1], "text/odd; x=y") == (answer.status_code, answer.content, answer.headers["content-type"])
         asked = service.requests.pop()
         assert ("POST", path, raw) == (asked.method, asked.path, asked.body)
         assert (str(len(raw)), "text/strange") == (asked.headers["content-length"], asked.headers["content-type"])
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_an_object_is_sent_on_as_json(door, service, path):
+    """Whatever a client calls it, the service gets the same bytes under a type that it takes; JSON's own types stay."""
+    form = "application/x-www-form-urlencoded"
+    for raw in (b'{"a" :\t"\\ud83d"}\n', b' \r\n\t{"a":1}', b'{"a": "' + b"x" * 300_000 + b'"}'):
+        for given in (form, "text/plain; charset=utf-8", None):
+            assert door.http.post(path, content=raw, headers={"Content-Type": given} if given else {}).is_success
+            asked = service.requests.pop()
+            assert (raw, "application/json") == (asked.body, asked.headers["content-type"])
+    for given in ("Application/JSON; charset=utf-8", "application/problem+json"):
+        assert door.http.post(path, content=b"{}", headers={"Content-Type": given}).is_success
+        assert given == service.requests.pop().headers["content-type"]
+    packed = {"Content-Type": form, "Content-Encoding": "identity"}
+    assert door.http.post(path, content=b"{}", headers=packed).is_success
+    assert form == service.requests.pop().headers["content-type"]
 
 
 def test_a_body_without_a_length_passes(door, service):
