@@ -400,16 +400,16 @@ def test_one_that_a_person_paused_is_not_restarted(stage: Stage):
 def test_a_download_that_says_nothing_is_progress(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What a container that downloads writes to the disk keeps it from counting as stuck, and is told."""
     monkeypatch.setattr(download, "LOOK_S", 0.05)
-    stage.limits, stage.served.up = Limits(0.5, 60), False
+    stage.limits, stage.served.up = Limits(2, 60), False
     stage.fills = (tmp_path / "models--acme--fine",)
     part = stage.fills[0] / "blobs" / "abc.incomplete"
     part.parent.mkdir(parents=True)
 
     async def slowly() -> None:
-        for number in range(20):
+        for _ in range(20):
             with part.open("ab") as file:
                 file.write(bytes(1 << 20))
-            await asyncio.sleep(0.05 if number else 0.1)
+            await asyncio.sleep(0.2)
         stage.served.up = True
         await stage.ready()
 
@@ -419,7 +419,7 @@ def test_a_download_that_says_nothing_is_progress(stage: Stage, tmp_path: Path, 
 
 def test_a_certificate_that_is_being_renewed_is_no_standstill(stage: Stage, tmp_path: Path):
     """A container that was ready is asked whether it lives, not who it is."""
-    stage.hang_limit_s, stage.limits = 0.05, Limits(0.3, 60)
+    stage.hang_limit_s, stage.limits = 0.5, Limits(1, 60)
     certificate = tmp_path / "cert.pem"
     certificate.write_text(CERTIFICATE)
     stage.certificate = str(certificate)
@@ -427,7 +427,7 @@ def test_a_certificate_that_is_being_renewed_is_no_standstill(stage: Stage, tmp_
     async def renewed() -> None:
         await stage.ready()
         certificate.write_text("half a certif")
-        await asyncio.sleep(1)
+        await asyncio.sleep(2.5)
 
     assert 0 == stage.play(renewed)
     assert "restart qmd-vllm" not in stage.engine.calls
