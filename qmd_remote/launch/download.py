@@ -1,4 +1,4 @@
-"""The download of a model before the container that serves it starts, or by it: a part of its keeper's life."""
+"""The download of a model before the engine that serves it starts, or by its container: a part of its keeper's life."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The parent of a generation engine, or of a container: `python -m qmd_remote.launch.keeper SERVICE`, started by `up`.
 
 For an engine that is a process it holds the public port, relays to the engine's private one, and restarts the engine
-by the rules of the embed server. Where the engine needs converted weights, it has them converted first, and callers
+by the rules of the embed server. Where its weights have to be downloaded or converted, that comes first, and callers
 wait as they do for a restart. Containers publish their port themselves: container_keeper.py. Settings come from the
 environment.
 """
@@ -70,8 +70,12 @@ def main(service: str) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     facts = {"url": generation.url, "model": generation.model, "program": generation.program}
     wish = StopWish()
-    with wish.heeded(), listener, services.registered(services.GENERATION, settings, **facts):
-        return asyncio.run(_keep(settings, generation, listener, book, wish))
+    with wish.heeded(), listener, services.registered(services.GENERATION, settings, **facts) as place:
+        try:
+            return asyncio.run(_keep(settings, generation, listener, book, wish))
+        except QmdRemoteError as error:
+            place.ended = error.message
+            return Output("generation", as_json=True).fail(error)
 
 
 def _keep_container(settings: Settings, container: Container) -> int:
@@ -184,6 +188,9 @@ async def _keep(
                 code = await conversion.ensure(generation.conversion, book, wish)
                 if code or wish.asked.is_set():
                     return code
+            # engines download, too, but say little, begin anew after a break, and take minutes to give up
+            elif docker_plan.to_download(settings) and not await download.ensure(generation.model, book, wish):
+                return 0
             return await supervisor.run()
     finally:
         await server.close()

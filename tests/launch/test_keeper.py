@@ -106,6 +106,8 @@ def keep(home: Path, tmp_path: Path) -> Iterator[Callable[..., Kept]]:
     (package.parent / "__init__.py").touch()
     (package / "__init__.py").touch()
     (package / "transformers.py").write_text(ENGINE)
+    for name in ("small", "missing"):  # nothing of these is to be downloaded first
+        cache_model(tmp_path / "hf" / "hub", f"acme/{name}")
     started: list[Kept] = []
 
     def start(*program: str, **settings: str) -> Kept:
@@ -113,6 +115,9 @@ def keep(home: Path, tmp_path: Path) -> Iterator[Callable[..., Kept]]:
         env = {
             **{name: value for name, value in os.environ.items() if name != "CUDA_DEVICE_ORDER"},
             "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_OFFLINE": "",
+            "HF_ENDPOINT": "http://127.0.0.1:9",
             "QMD_REMOTE_GENERATION_COMMAND": "transformers",
             "QMD_REMOTE_GENERATION_MODEL": "acme/small",
             "QMD_REMOTE_GENERATION_PORT": str(port),
@@ -134,6 +139,17 @@ def keep(home: Path, tmp_path: Path) -> Iterator[Callable[..., Kept]]:
     for kept in started:
         kept.process.kill()
         kept.process.wait()
+
+
+def cache_model(cache: Path, name: str) -> None:
+    """Lay a model out as the hub's library does, as far as anybody looks at it here."""
+    home = cache / f"models--{name.replace('/', '--')}"
+    snapshot = home / "snapshots" / "main"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.safetensors").write_bytes(b"weights")
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("main")
 
 
 def gone(pid: int) -> bool:
@@ -191,6 +207,16 @@ def test_a_killed_keeper_takes_its_engine_along(keep, eventually):
     kept.end(signal.SIGKILL)
     eventually(lambda: gone(engine))
     assert services.find(GENERATION) is None
+
+
+def test_a_model_that_is_not_here_is_downloaded_before_its_engine_starts(keep):
+    """Without a hub that ends at once, with the cause as the last thing in the log, and is remembered."""
+    kept = keep(QMD_REMOTE_GENERATION_MODEL="acme/elsewhere")
+    assert int(Exit.PREREQUISITE) == kept.process.wait(LIMIT_S)
+    assert "phase: downloading the model" in kept.log
+    assert "generation engine (transformers) started" not in kept.log
+    assert "hub.unreachable" == diagnose.to_error("generation engine", kept.log, "ended", "the log").code
+    assert "acme/elsewhere cannot be downloaded" in services.read(GENERATION).ended
 
 
 def test_an_engine_that_cannot_start_ends_the_keeper(keep):

@@ -14,6 +14,7 @@ import httpx
 from qmd_remote import paths
 from qmd_remote.launch.keeper import free_port
 from qmd_remote.services import GENERATION
+from tests.launch.test_keeper import cache_model
 
 # found before a real vllm, as `python -m vllm.entrypoints.cli.main serve MODEL …`; the first one completes nothing
 ENGINE = """
@@ -49,11 +50,13 @@ def test_a_process_of_vllm_that_hangs_is_restarted(
     for folder in (package, *package.parents[:2]):
         (folder / "__init__.py").touch()
     (package / "main.py").write_text(ENGINE)
+    cache_model(tmp_path / "hf" / "hub", "acme/small")
     port = free_port()
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
         "BEEN_HERE": str(tmp_path / "been-here"),
+        "HF_HOME": str(tmp_path / "hf"),
         "QMD_REMOTE_GENERATION_COMMAND": "vllm",
         "QMD_REMOTE_GENERATION_MODEL": "acme/small",
         "QMD_REMOTE_GENERATION_PORT": str(port),
