@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from qmd_remote import __version__, doctor_containers, doctor_models, paths, services, up_flow
-from qmd_remote.client import config_check, config_facts
+from qmd_remote.client import config_check, config_facts, family_choice
 from qmd_remote.client.config_check import Checked
 from qmd_remote.doctor import Check, Finding, State, ok, once, skipped
 from qmd_remote.errors import ConfigError, PrerequisiteError, requirement
@@ -162,7 +162,7 @@ def _judged(file: Path) -> Checked | None:
     """What QMD makes of its file, and what the services in it answer; None without a file."""
     if not file.exists():
         return None
-    checked = config_check.check_file(config_facts.gather(file, os.environ))
+    checked = family_choice.check_for(config_facts.gather(file, os.environ), None)
     return config_check.check_answers(checked, config_facts.ask(checked)) if checked.sound else checked
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from qmd_remote import local
-from qmd_remote.client import config_check, config_facts, index_findings, qmd_index
+from qmd_remote.client import config_facts, family_choice, index_findings, qmd_index
 from qmd_remote.client.checks_embed import EmbedChecks, Vector
 from qmd_remote.client.index_findings import IndexFinding
 from qmd_remote.client.qmd_index import IndexFacts
@@ -90,7 +90,7 @@ def index_checks(index: str, qmd_file: Path, env: Mapping[str, str] = os.environ
 def find_server(qmd_file: Path, env: Mapping[str, str] = os.environ) -> Server:
     """The embed server that QMD's config names, else the one that runs here. Raises ConfigError for wrong settings."""
     if qmd_file.exists():
-        checked = config_check.check_file(config_facts.gather(qmd_file, env))
+        checked = family_choice.check_for(config_facts.gather(qmd_file, env), None)
         if checked.embed_url:
             if not checked.sound:
                 return Server(reason="QMD's config is to be mended before its server can be asked")

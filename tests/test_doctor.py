@@ -15,6 +15,7 @@ import pytest
 
 from qmd_remote import doctor, doctor_checks, doctor_containers, doctor_models, presets, services, settings
 from qmd_remote.doctor import Check, Finding, ok, once, skipped
+from qmd_remote.doctor_index import find_server
 from qmd_remote.errors import ConfigError, PrerequisiteError
 from qmd_remote.launch import containers, docker_engine, plan
 from qmd_remote.launch.engine import EngineFacts, Published
@@ -509,6 +510,18 @@ def test_qmds_config(cli_home: Path, stand_in: Run, nobody: str):
     file.write_text("collections: {}\n")
     local = look_at_config(file)
     assert ("warning", True) == (local.state, "config write" in local.fix)
+
+
+def test_a_config_of_another_family_of_clients_is_judged_as_theirs(tmp_path: Path, stand_in: Callable[..., Any]):
+    """It has no `remote:` block, and needs none."""
+    file = tmp_path / "index.yml"
+    url = stand_in().url
+    names = {"embed": "real/embed", "rerank": "real/rerank", "expand": "real/first"}
+    lines = [f"  {task}_api_{what}" for task, name in names.items() for what in (f"url: {url}/v1", f"model: {name}")]
+    file.write_text("models:\n" + "\n".join(lines) + "\n")
+    found = look_at_config(file)
+    assert ("ok", True) == (found.state, url in found.detail), found
+    assert url in find_server(file).url
 
 
 def look_at_config(file: Path) -> Finding:
